@@ -1,0 +1,55 @@
+"""Parameters and FLOPs, read off the architecture table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from outgrow.arch.spec import Arch, Config
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameter counts of a model.
+
+    Attributes:
+        total: every parameter, a tied head counted once.
+        embedding: the input embedding, and the head where it is not tied.
+        head: entries of the output head, tied or not: they multiply.
+        matmul: parameters that take part in a matrix product, the head among them.
+    """
+
+    total: int
+    embedding: int
+    head: int
+    matmul: int
+
+    @property
+    def non_embedding(self) -> int:
+        return self.total - self.embedding
+
+
+def parameter_counts(arch: Arch, config: Config) -> Counts:
+    """Counts the parameters of a config without building anything."""
+    sizes = arch.sizes(config)
+    total = embedding = matmul = head = 0
+    for tensor in arch.tensors(config):
+        entries = math.prod(arch.shape(tensor.spec, sizes))
+        total += entries
+        touches_vocab = any("vocab" in axis.spaces for axis in tensor.spec.axes)
+        embedding += entries if touches_vocab else 0
+        head += entries if touches_vocab and tensor.spec.multiplies else 0
+        matmul += entries if tensor.spec.multiplies else 0
+    tied_head = sizes["vocab"] * sizes["hidden"] * len(arch.aliases(config))
+    return Counts(total, embedding, head + tied_head, matmul + tied_head)
+
+
+def flops_per_token(arch: Arch, config: Config, context: int) -> int:
+    """Training FLOPs per token: 6 x matmul parameters + 12 x layers x (heads x head_dim) x context.
+
+    Forward and backward, attention without causal halving, as torchtitan and nanochat count. The embedding look-up is
+    free, the output head is not.
+    """
+    sizes = arch.sizes(config)
+    attention = 12 * arch.layers(config) * sizes["kv"] * sizes["group"] * sizes["head"] * context
+    return 6 * parameter_counts(arch, config).matmul + attention

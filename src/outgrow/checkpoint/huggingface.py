@@ -1,0 +1,148 @@
+"""Hugging Face checkpoint directories: config.json and safetensors, one file or shards with an index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from outgrow.arch import Arch, arch_for
+from outgrow.checkpoint.safetensors_file import Entry, entry_bytes, read_header
+from outgrow.errors import OutgrowError
+from outgrow.files import read_json
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_SIDE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken"}
+_NOT_SIDE = {CONFIG, INDEX, "outgrow.json", "training.json"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk."""
+
+    path: Path
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory, its headers read and checked against its config; no tensor is loaded."""
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: Mapping[str, Stored]
+
+    @property
+    def arch(self) -> Arch:
+        return arch_for(self.config)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        return sorted({stored.path for stored in self.tensors.values()})
+
+    def hashes(self) -> dict[str, str]:
+        """File name -> sha256 of every weight file."""
+        return {path.name: _sha256(path) for path in self.weight_files}
+
+    def side_files(self) -> list[Path]:
+        """Tokenizer, generation config, chat template and licence: what travels beside the weights."""
+        files = (path for path in sorted(self.directory.iterdir()) if path.is_file() and path.name not in _NOT_SIDE)
+        return [path for path in files if path.suffix in _SIDE_SUFFIXES or path.stem.upper() == "LICENSE"]
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Reads config.json and every header of a directory, and checks names and shapes against the architecture."""
+    if not directory.is_dir():
+        raise OutgrowError(f"there is no directory '{directory}'; give a Hugging Face checkpoint directory")
+    config = read_json(directory / CONFIG)
+    if not isinstance(config, dict):
+        raise OutgrowError(f"'{directory / CONFIG}' must hold a JSON object")
+    arch = arch_for(config)
+    expected = arch.shapes(config)
+    tensors = _stored(directory)
+    ignored = set(arch.aliases(config)) | {
+        arch.layer_prefix.format(layer) + name for layer in range(arch.layers(config)) for name in arch.buffers
+    }
+    _same_names(directory, set(tensors) - ignored, set(expected))
+    for name, shape in expected.items():
+        if tensors[name].entry.shape != shape:
+            raise OutgrowError(f"'{name}' in '{directory}' has shape {list(tensors[name].entry.shape)}, and config.json says {list(shape)}")
+    return Checkpoint(directory, config, {name: tensors[name] for name in expected})
+
+
+def shards(tensors: Mapping[str, tuple[str, tuple[int, ...]]], largest: int) -> list[dict[str, tuple[str, tuple[int, ...]]]]:
+    """Splits tensors (name -> dtype, shape), in order, into files of at most `largest` bytes of tensors each."""
+    files: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
+    room = largest
+    for name, (dtype, shape) in tensors.items():
+        size = entry_bytes(dtype, shape)
+        if size > room and files[-1]:
+            files.append({})
+            room = largest
+        files[-1][name] = (dtype, shape)
+        room -= size
+    return files
+
+
+def shard_name(number: int, total: int) -> str:
+    """File name of shard `number`, from 0, in the hub's convention."""
+    return SINGLE if total == 1 else f"model-{number + 1:05d}-of-{total:05d}.safetensors"
+
+
+def index_text(weight_map: Mapping[str, str], total_bytes: int) -> str:
+    """The text of an index file."""
+    return json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}, indent=2) + "\n"
+
+
+def _stored(directory: Path) -> dict[str, Stored]:
+    """Every tensor in the directory's weight files."""
+    if (directory / INDEX).exists():
+        return _indexed(directory)
+    if (directory / SINGLE).exists():
+        return {name: Stored(directory / SINGLE, entry) for name, entry in read_header(directory / SINGLE).items()}
+    if any(directory.glob("*.bin")):
+        raise OutgrowError(f"'{directory}' holds pickled weights only, which are not opened; save the model as safetensors first")
+    raise OutgrowError(f"'{directory}' holds no weights: neither '{SINGLE}' nor '{INDEX}'")
+
+
+def _indexed(directory: Path) -> dict[str, Stored]:
+    index = read_json(directory / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise OutgrowError(f"'{directory / INDEX}' needs a 'weight_map' of tensor names to file names")
+    found: dict[str, Stored] = {}
+    for name in sorted(set(weight_map.values())):
+        if PurePosixPath(name).name != name or "\\" in name or name in ("", ".", ".."):
+            raise OutgrowError(f"'{directory / INDEX}' points outside its directory: '{name}'")
+        if not (directory / name).is_file():
+            raise OutgrowError(f"'{directory / INDEX}' names the shard '{name}', which is missing")
+        for tensor, entry in read_header(directory / name).items():
+            if tensor in found:
+                raise OutgrowError(f"the tensor '{tensor}' stands in both '{found[tensor].path.name}' and '{name}'")
+            found[tensor] = Stored(directory / name, entry)
+    for tensor, name in weight_map.items():
+        if tensor not in found or found[tensor].path.name != name:
+            raise OutgrowError(f"'{directory / INDEX}' says that '{tensor}' is in '{name}', and it is not")
+    return found
+
+
+def _same_names(directory: Path, found: set[str], expected: set[str]) -> None:
+    if missing := sorted(expected - found):
+        raise OutgrowError(f"'{directory}' lacks the tensor '{missing[0]}'{_and_more(missing)} that its config.json calls for")
+    if unknown := sorted(found - expected):
+        raise OutgrowError(f"'{directory}' holds the tensor '{unknown[0]}'{_and_more(unknown)}, which its config.json does not call for")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,44 @@
+"""`outgrow.json`: where a checkpoint directory comes from, and what it has cost so far."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from outgrow.files import read_json
+
+LINEAGE = "outgrow.json"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The receipt of a directory.
+
+    Attributes:
+        tokens: training tokens that led here.
+        flops: training FLOPs that led here.
+        run: identity of the training run that wrote it, if one did.
+        plan: the growth plan that made it, if one did.
+        parents: file name -> sha256 of every weight file it was grown from.
+        parent: the lineage of the directory it was grown from.
+    """
+
+    tokens: int = 0
+    flops: float = 0.0
+    run: str | None = None
+    plan: dict[str, Any] | None = None
+    parents: dict[str, str] | None = None
+    parent: dict[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def read_lineage(directory: Path) -> Lineage:
+    """The receipt of a directory; an empty one for a directory that outgrow did not write."""
+    if not (directory / LINEAGE).exists():
+        return Lineage()
+    content = read_json(directory / LINEAGE)
+    known = Lineage.__dataclass_fields__
+    return Lineage(**{key: value for key, value in content.items() if key in known})

@@ -1,0 +1,126 @@
+"""Safetensors headers, read with suspicion and written before any tensor, so that copies are byte ranges.
+
+The file: 8 bytes little-endian header length, the header (JSON), then the tensors' bytes without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outgrow.errors import OutgrowError
+
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a file: its type, shape, and the bytes it occupies, counted from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        return self.end - self.begin
+
+
+def entry_bytes(dtype: str, shape: Iterable[int]) -> int:
+    return DTYPE_BYTES[dtype] * math.prod(shape)
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """Name -> entry of every tensor of a file; refuses a header that does not describe the file exactly."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if length > min(size - 8, LARGEST_HEADER):
+                raise OutgrowError(f"'{path}' is truncated or not safetensors: its {size} bytes cannot hold the header it announces")
+            text = file.read(length)
+    except FileNotFoundError:
+        raise OutgrowError(f"there is no file '{path}'") from None
+    try:
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise OutgrowError(f"the header of '{path}' is not valid JSON: {error}") from None
+    except _DuplicateKey as error:
+        raise OutgrowError(f"the header of '{path}' names '{error}' twice") from None
+    if not isinstance(header, dict):
+        raise OutgrowError(f"the header of '{path}' must be a JSON object of tensors")
+    entries = {name: _entry(path, name, value, 8 + length) for name, value in header.items() if name != "__metadata__"}
+    _cover(path, entries, 8 + length, size)
+    return entries
+
+
+def write_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, Entry]]:
+    """The header bytes of a file that will hold `tensors` (name -> dtype, shape) in this order, and where each will lie."""
+    offset = 0
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, (dtype, shape) in tensors.items():
+        end = offset + entry_bytes(dtype, shape)
+        described[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    entries = {
+        name: Entry(value["dtype"], tuple(value["shape"]), start + value["data_offsets"][0], start + value["data_offsets"][1])
+        for name, value in described.items()
+        if name != "__metadata__"
+    }
+    return struct.pack("<Q", len(text)) + text, entries
+
+
+class _DuplicateKey(Exception):
+    pass
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _DuplicateKey(key)
+        found[key] = value
+    return found
+
+
+def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
+    where = f"tensor '{name}' of '{path}'"
+    dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets")) if isinstance(value, dict) else (None,) * 3
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise OutgrowError(f"{where} has the unknown dtype {dtype!r}; known: {', '.join(DTYPE_BYTES)}")
+    if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
+        raise OutgrowError(f"{where} needs a shape and two data offsets of whole numbers")
+    if offsets[1] - offsets[0] != entry_bytes(dtype, shape):
+        raise OutgrowError(f"{where} has shape {shape} of {dtype}, which does not fill its bytes {offsets[0]} to {offsets[1]}")
+    return Entry(dtype, tuple(shape), start + offsets[0], start + offsets[1])
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in value)
+
+
+def _cover(path: Path, entries: Mapping[str, Entry], start: int, size: int) -> None:
+    """Every byte of the file belongs to exactly one tensor."""
+    place = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.end > size:
+            raise OutgrowError(f"'{path}' is truncated: tensor '{name}' ends at byte {entry.end}, and the file has {size}")
+        if entry.begin != place:
+            raise OutgrowError(f"tensor '{name}' of '{path}' overlaps another or leaves a gap at byte {min(place, entry.begin)}")
+        place = entry.end
+    if place != size:
+        raise OutgrowError(f"'{path}' has {size - place} bytes after its last tensor")

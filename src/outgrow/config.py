@@ -1,0 +1,82 @@
+"""Settings that people write: pydantic models whose mistakes are told all at once, each in one line."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from outgrow.errors import OutgrowError
+
+
+class Settings(BaseModel):
+    """Frozen settings; an unknown key is an error that suggests the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def identity(self) -> str:
+        """A short hash of the resolved settings."""
+        return hash_of(self.model_dump(mode="json"))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(kind: type[S], path: Path, overrides: Mapping[str, Any] | None = None) -> S:
+    """Reads settings from a YAML file; `overrides` replaces top-level keys."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OutgrowError(f"there is no file '{path}'") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OutgrowError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise OutgrowError(f"'{path}' must hold keys and values, such as 'tokens: 1000000'")
+    return parse(kind, {**content, **(overrides or {})}, where=f"'{path}'")
+
+
+def parse(kind: type[S], content: Mapping[str, Any], where: str) -> S:
+    """Validates settings, collecting every problem before raising."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise OutgrowError(f"{where}: " + "; ".join(_problem(kind, problem) for problem in error.errors())) from None
+
+
+def hash_of(content: Any) -> str:
+    """A short hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?", or the list of what is known when nothing is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
+
+
+def _problem(kind: type[BaseModel], problem: Any) -> str:
+    path = [part for part in problem["loc"]]
+    name = ".".join(str(part) for part in path)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{name}'" + suggestion(str(path[-1]), _fields(kind, path[:-1]))
+    if problem["type"] == "missing":
+        return f"'{name}' is missing"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"'{name}' should be {message}, not {problem['input']!r}" if problem["type"] != "value_error" else message
+
+
+def _fields(kind: type[BaseModel], path: list[Any]) -> list[str]:
+    """The field names of the settings found by following `path` from `kind`."""
+    for part in path:
+        field = kind.model_fields.get(str(part))
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        inner = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        kind = inner[0] if inner else kind
+    return list(kind.model_fields)

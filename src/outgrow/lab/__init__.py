@@ -1,0 +1,1 @@
+"""Runs with identity and lineage, studies, the measure of a speed-up, the report."""

@@ -1,0 +1,148 @@
+"""Executes runs and the runs they start from; a finished run is found, never run twice."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from outgrow.checkpoint.grow import grow_directory
+from outgrow.data.packed import Packed, prepare
+from outgrow.errors import OutgrowError
+from outgrow.files import read_json, write_json
+from outgrow.growth.operators import make_plan
+from outgrow.training.config import RunConfig
+from outgrow.training.loop import FINISHED, Observer, Row, checkpoint_at, latest_checkpoint, read_rows, train
+
+CONFIG, GROWN, ENVIRONMENT = "run.json", "start", "environment.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run, read from its files."""
+
+    config: RunConfig
+    directory: Path
+    rows: list[Row]
+
+    @property
+    def validation(self) -> list[Row]:
+        return [row for row in self.rows if "validation_loss" in row]
+
+    @property
+    def steps(self) -> list[Row]:
+        return [row for row in self.rows if "loss" in row]
+
+    @property
+    def final_loss(self) -> float:
+        return self.validation[-1]["validation_loss"]
+
+    @property
+    def flops(self) -> float:
+        return self.rows[-1]["flops"]
+
+
+def lineage(run: RunConfig) -> Iterator[RunConfig]:
+    """A run's ancestors, oldest first, then the run."""
+    if run.start and run.start.run:
+        yield from lineage(run.start.run)
+    yield run
+
+
+def in_order(runs: Iterable[RunConfig]) -> list[RunConfig]:
+    """The distinct runs that `runs` need, parents before children, each told which checkpoints its children start from."""
+    found: dict[str, RunConfig] = {}
+    clocks: dict[str, set[int]] = {}
+    for run in (ancestor for wanted in runs for ancestor in lineage(wanted)):
+        found.setdefault(run.identity(), run)
+        clocks.setdefault(run.identity(), set()).update(run.keep)
+        if run.start and run.start.run:
+            clocks[run.start.run.identity()].add(_departure(run))
+    return [run.model_copy(update={"keep": tuple(sorted(clocks[key]))}) for key, run in found.items()]
+
+
+def place(run: RunConfig, root: Path) -> Path:
+    """The directory of a run: its name for people, its identity for the rest."""
+    named = sorted(root.glob(f"*-{run.identity()}"))
+    return named[0] if named else root / f"{run.name}-{run.identity()}"
+
+
+def finished(run: RunConfig, root: Path) -> bool:
+    return (place(run, root) / FINISHED).exists()
+
+
+def execute(run: RunConfig, root: Path, observer: Observer) -> Result:
+    """Brings a run to its end, from wherever it is, and reads its result. Its parents must be finished."""
+    directory = place(run, root)
+    if not finished(run, root):
+        packed = prepare(run.data, root / "data")
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / CONFIG, run.model_dump(mode="json"))
+        write_json(directory / ENVIRONMENT, environment(packed))
+        resuming = latest_checkpoint(directory) is not None
+        train(run, directory, packed, None if resuming and not run.start else _start(run, root), observer)
+    return read_result(run, root)
+
+
+def read_result(run: RunConfig, root: Path) -> Result:
+    """The result of a finished run, from files only."""
+    directory = place(run, root)
+    if not finished(run, root):
+        raise OutgrowError(f"the run '{run.name}' ({run.identity()}) is not finished in '{root}'; run it first")
+    return Result(run, directory, read_rows(directory))
+
+
+def final_checkpoint(run: RunConfig, root: Path) -> Path:
+    """The checkpoint directory at the end of a finished run."""
+    return checkpoint_at(place(run, root), run.tokens)
+
+
+def environment(packed: Packed) -> dict[str, str | int]:
+    """What a result depends on besides its settings: the text and the machine."""
+    import torch
+    import transformers
+
+    return {
+        "corpus_hash": packed.corpus_hash,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _departure(run: RunConfig) -> int:
+    """The clock at which a run leaves its parent."""
+    assert run.start and run.start.run
+    return run.start.run.tokens if run.start.tokens is None else run.start.tokens
+
+
+def _start(run: RunConfig, root: Path) -> Path | None:
+    """The directory whose weights a run begins with, grown if it asks for growth."""
+    if run.start is None:
+        return None
+    if run.start.run:
+        source = checkpoint_at(place(run.start.run, root), _departure(run))
+        if not source.is_dir():
+            raise OutgrowError(
+                f"'{run.start.run.name}' kept no checkpoint at {_departure(run):,} tokens; remove '{place(run.start.run, root)}' "
+                "and run it again, or start from its end"
+            )
+    else:
+        source = Path(run.start.checkpoint or "")
+        _same_tokenizer(source, prepare(run.data, root / "data"))
+    if run.start.operator is None:
+        return source
+    grown = place(run, root) / GROWN
+    if not grown.is_dir():
+        grow_directory(source, grown, make_plan(run.start.operator, read_json(source / "config.json"), run.start.knobs))
+    return grown
+
+
+def _same_tokenizer(source: Path, packed: Packed) -> None:
+    """Refuses to train a checkpoint on tokens that mean something else to it."""
+    theirs = source / "tokenizer.json"
+    if not theirs.exists() or theirs.read_bytes() != packed.tokenizer_files[0].read_bytes():
+        raise OutgrowError(f"'{source}' was not trained with the tokenizer of this corpus and data.vocab; its weights would read other tokens")

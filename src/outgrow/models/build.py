@@ -1,0 +1,44 @@
+"""`transformers` models from a config or a checkpoint directory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from outgrow.arch import arch_for
+from outgrow.config import suggestion
+from outgrow.errors import OutgrowError
+
+
+def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole config.json of a model, defaults filled in; refuses keys that its config class does not know."""
+    arch = arch_for(config)
+    model_type = config["model_type"]
+    known = set(CONFIG_MAPPING[model_type]().to_dict()) | {"head_dim", "rope_theta"}
+    for key in config:
+        if key not in known:
+            raise OutgrowError(f"unknown key 'model.{key}' for a '{model_type}' model{_nearest(key, known)}")
+    arch.sizes(config)
+    return AutoConfig.for_model(**config).to_dict()
+
+
+def initialised(config: Mapping[str, Any], seed: int) -> Any:
+    """A model with random weights drawn from `seed`, in fp32; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+
+
+def loaded(directory: Path) -> Any:
+    """The model of a checkpoint directory, in fp32 for training."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    return suggestion(key, known) if difflib.get_close_matches(key, known, n=1) else "; see the model's page in transformers"

@@ -1,0 +1,121 @@
+"""The Llama forward pass as one readable function over named parameters; equal to transformers' (tests/test_models.py).
+
+Shapes: B sequences, T tokens, H hidden, N query heads, K key-value heads, D head_dim, F ffn, V vocab.
+
+It exists because it is faster on a CPU than the module it reads its parameters from (benchmarks/training_step.md): fused
+q/k/v and gate/up products, and attention as plain batched products, which beat the fused CPU kernel in bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from outgrow.errors import OutgrowError
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position tables, [T, D/2] each (arXiv 2104.09864)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def rotate(self, x_BNTD: Tensor) -> Tensor:
+        first, second = x_BNTD.chunk(2, -1)
+        return torch.cat([first * self.cos - second * self.sin, second * self.cos + first * self.sin], -1)
+
+
+class Decoder:
+    """Runs a `transformers` Llama on its own parameters; products in `dtype`, the residual stream as stored."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        config = model.config
+        refuse_unsupported(config)
+        self.dtype = dtype
+        self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
+        self.eps = config.rms_norm_eps
+        self.parameters: dict[str, Tensor] = dict(model.named_parameters())
+        if config.tie_word_embeddings:
+            self.parameters["lm_head.weight"] = self.parameters["model.embed_tokens.weight"]
+        self.blocks = [_block(self.parameters, index) for index in range(config.num_hidden_layers)]
+        # A copy: a float64 model still rotates by the float32 frequencies that transformers computes.
+        self.inverse_frequency: Tensor = model.model.rotary_emb.inv_freq.detach().float().clone()
+
+    def hidden_states(self, tokens_BT: Tensor) -> Tensor:
+        """Final normalised hidden states [B, T, H]: what the output head reads, in `dtype`."""
+        length = tokens_BT.shape[1]
+        rotary = self._rotary(length, tokens_BT.device)
+        future = torch.full((length, length), float("-inf"), dtype=self.dtype, device=tokens_BT.device).triu(1)
+        x_BTH = F.embedding(tokens_BT, self.parameters["model.embed_tokens.weight"])
+        for block in self.blocks:
+            x_BTH = x_BTH + self._attention(block, self._norm(x_BTH, block["input_layernorm.weight"]), rotary, future)
+            x_BTH = x_BTH + self._feed_forward(block, self._norm(x_BTH, block["post_attention_layernorm.weight"]))
+        return self._norm(x_BTH, self.parameters["model.norm.weight"])
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Logits [B, T, V]; training never holds them whole, see `models.loss`."""
+        return F.linear(self.hidden_states(tokens_BT), self.head)
+
+    @property
+    def head(self) -> Tensor:
+        """The output head [V, H], in `dtype`."""
+        return self.parameters["lm_head.weight"].to(self.dtype)
+
+    def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), gain, self.eps).to(self.dtype)
+
+    def _attention(self, block: Mapping[str, Tensor], x_BTH: Tensor, rotary: Rotary, future_TT: Tensor) -> Tensor:
+        batch, length, _ = x_BTH.shape
+        N, K = self.heads, self.kv
+        qkv = self._linear(block, x_BTH, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        qkv = qkv.view(batch, length, N + 2 * K, -1).transpose(1, 2)
+        rotated = rotary.rotate(qkv[:, : N + K])
+        # Query head n belongs to key-value head n // (N / K): fold the group into the time axis.
+        q = rotated[:, :N].reshape(batch * K, (N // K) * length, -1)
+        k = rotated[:, N:].reshape(batch * K, length, -1)
+        v = qkv[:, N + K :].reshape(batch * K, length, -1)
+        mask = future_TT.repeat(N // K, 1).expand(batch * K, -1, -1)
+        weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1)
+        mixed = (weights @ v).view(batch, N, length, -1).transpose(1, 2).reshape(batch, length, -1)
+        return self._linear(block, mixed, "self_attn.o_proj")
+
+    def _feed_forward(self, block: Mapping[str, Tensor], x_BTH: Tensor) -> Tensor:
+        gate, up = self._linear(block, x_BTH, "mlp.gate_proj", "mlp.up_proj").chunk(2, -1)
+        return self._linear(block, F.silu(gate) * up, "mlp.down_proj")
+
+    def _linear(self, block: Mapping[str, Tensor], x: Tensor, *names: str) -> Tensor:
+        """The concatenated outputs of several projections of one input, as one product."""
+        weights, biases = ([block[f"{n}.{kind}"] for n in names if f"{n}.{kind}" in block] for kind in ("weight", "bias"))
+        return F.linear(x, _joined(weights).to(self.dtype), _joined(biases).to(self.dtype) if biases else None)
+
+    def _rotary(self, length: int, device: torch.device) -> Rotary:
+        angle = torch.arange(length, device=device).float()[:, None] * self.inverse_frequency.to(device)
+        return Rotary(angle.cos().to(self.dtype), angle.sin().to(self.dtype))
+
+
+def refuse_unsupported(config: Any) -> None:
+    """Says which part of a config this forward pass does not compute."""
+    if config.hidden_act != "silu":
+        raise OutgrowError(f"training computes the activation 'silu' only, and the config says '{config.hidden_act}'")
+    rope = config.rope_parameters or {}
+    if rope.get("rope_type", "default") not in ("default", "llama3", "linear"):
+        raise OutgrowError(f"training does not compute the rope type '{rope['rope_type']}'; use 'default', 'linear' or 'llama3'")
+    if getattr(config, "sliding_window", None):
+        raise OutgrowError("training does not compute sliding-window attention; set 'sliding_window' to null")
+    if getattr(config, "attention_dropout", 0):
+        raise OutgrowError("training does not apply dropout; set 'attention_dropout' to 0")
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _block(parameters: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    prefix = f"model.layers.{index}."
+    return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}

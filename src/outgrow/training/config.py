@@ -1,0 +1,102 @@
+"""What a run is: every setting that changes its result, its parents included."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from outgrow.config import Settings, hash_of
+from outgrow.data.config import DataConfig
+
+
+class AdamWConfig(Settings):
+    """AdamW (arXiv 1711.05101); weight decay on matrices only."""
+
+    learning_rate: float = Field(gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+
+
+class ScheduleConfig(Settings):
+    """The learning rate over the tokens of this run, as a share of its peak."""
+
+    kind: Literal["wsd", "cosine", "constant"] = "wsd"
+    warmup_tokens: int = Field(0, ge=0)
+    decay_tokens: int = Field(0, ge=0, description="wsd: length of the linear decay at the end")
+    final: float = Field(0.0, ge=0, le=1, description="share of the peak that the decay ends at")
+
+    @model_validator(mode="after")
+    def _decay_is_used(self) -> ScheduleConfig:
+        if self.decay_tokens and self.kind != "wsd":
+            raise ValueError(f"schedule.decay_tokens has no effect with schedule.kind '{self.kind}'; remove it or use 'wsd'")
+        return self
+
+
+class Start(Settings):
+    """Where a run's first weights come from, if not from a seed: another run, or a Hugging Face directory.
+
+    With `operator` they are grown first. `optimizer: carry` takes the optimizer state along, which growth forbids so far.
+    """
+
+    run: RunConfig | None = None
+    tokens: int | None = Field(None, ge=0, description="the parent's clock at which it is left; its end if not given")
+    checkpoint: str | None = None
+    operator: str | None = None
+    knobs: dict[str, Any] = {}
+    optimizer: Literal["reset", "carry"] = "reset"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Start:
+        if (self.run is None) == (self.checkpoint is None):
+            raise ValueError("start needs exactly one of 'run' and 'checkpoint'")
+        if self.checkpoint and self.tokens is not None:
+            raise ValueError("start.tokens chooses a point of start.run; a checkpoint has its own clock, so remove it")
+        if self.knobs and not self.operator:
+            raise ValueError("start.knobs has no effect without start.operator")
+        if self.operator and self.optimizer == "carry":
+            raise ValueError("start.optimizer 'carry' cannot be combined with growth yet; use 'reset'")
+        return self
+
+
+class RunConfig(Settings):
+    """One training run. Its identity is the hash of all of this but the name and how often it reports and saves."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="a label; not part of the identity")
+    model: dict[str, Any] | None = Field(None, description="keys of a Hugging Face config.json, 'model_type' among them")
+    start: Start | None = None
+    data: DataConfig = DataConfig()  # type: ignore[call-arg]
+    tokens: int = Field(ge=1, description="clock at which the run ends, its ancestors' tokens included")
+    batch_tokens: int = Field(4096, ge=1, description="tokens per optimizer step")
+    micro_batch_tokens: int | None = Field(None, ge=1, description="tokens per forward pass; the whole batch if not given")
+    optimizer: AdamWConfig
+    schedule: ScheduleConfig = ScheduleConfig()  # type: ignore[call-arg]
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = Field(0, ge=0)
+    validate_every: int = Field(200_000, ge=1, description="tokens between validations")
+    save_every: int = Field(1_000_000, ge=1, description="tokens between checkpoints to resume from")
+    keep: tuple[int, ...] = Field((), description="clocks whose checkpoints are kept; the end is always kept")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if (self.model is None) == (self.start is None):
+            raise ValueError("a run needs exactly one of 'model' (random weights) and 'start' (given weights)")
+        context = self.data.context
+        if self.batch_tokens % context:
+            raise ValueError(f"batch_tokens ({self.batch_tokens}) is not a multiple of data.context ({context})")
+        micro = self.micro_batch_tokens
+        if micro and (micro % context or self.batch_tokens % micro):
+            raise ValueError(f"micro_batch_tokens ({micro}) must be a multiple of data.context ({context}) that divides batch_tokens")
+        off = [clock for clock in (*self.keep, self.tokens) if clock % self.batch_tokens]
+        if off:
+            raise ValueError(f"the clocks {off} are not multiples of batch_tokens ({self.batch_tokens}), where steps end")
+        return self
+
+    def identity(self) -> str:
+        parts = self.model_dump(mode="json", exclude={"name", "validate_every", "save_every", "keep"})
+        if self.start and self.start.run:
+            parts["start"]["run"] = self.start.run.identity()
+        return hash_of(parts)
+
