@@ -1,5 +1,9 @@
-"""The one error a user can cause and a user can mend."""
+"""The ways in which a command ends early that are nobody's bug."""
 
 
 class OutgrowError(ValueError):
     """Something the user gave cannot be used; the message is one sentence that names it and the way out."""
+
+
+class Interrupted(Exception):
+    """A run was asked to stop and has saved itself; the message says how to go on."""

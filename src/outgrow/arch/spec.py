@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal
 
 from outgrow.errors import OutgrowError
@@ -181,7 +181,7 @@ class Arch:
         return {tensor.name: self.shape(tensor.spec, sizes) for tensor in self.tensors(config)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(text: str) -> Spec:
     """Parses one line of the grammar above."""
     body, *options = (part.strip() for part in text.split("|"))

@@ -150,4 +150,3 @@ def _enough_room(target: Path, needed: int) -> None:
         raise OutgrowError(f"'{target}' needs {needed:,} bytes, and its disk has {free:,} free; make room or choose another place")
     if not os.access(place, os.W_OK):
         raise OutgrowError(f"'{place}' cannot be written to; choose another place for '{target.name}'")
-

@@ -37,6 +37,7 @@ class Entry:
 
 
 def entry_bytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes that a tensor occupies."""
     return DTYPE_BYTES[dtype] * math.prod(shape)
 
 
@@ -56,7 +57,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         header = json.loads(text, object_pairs_hook=_without_duplicates)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise OutgrowError(f"the header of '{path}' is not valid JSON: {error}") from None
-    except _DuplicateKey as error:
+    except _DuplicateKeyError as error:
         raise OutgrowError(f"the header of '{path}' names '{error}' twice") from None
     if not isinstance(header, dict):
         raise OutgrowError(f"the header of '{path}' must be a JSON object of tensors")
@@ -84,7 +85,7 @@ def write_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[by
     return struct.pack("<Q", len(text)) + text, entries
 
 
-class _DuplicateKey(Exception):
+class _DuplicateKeyError(Exception):
     pass
 
 
@@ -92,7 +93,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise _DuplicateKey(key)
+            raise _DuplicateKeyError(key)
         found[key] = value
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from outgrow.files import new_directory, read_json, write_json
 from outgrow.data import tokenizer as bpe
 from outgrow.data.config import DataConfig
 from outgrow.data.corpus import Document, content_hash, documents, split
 from outgrow.errors import OutgrowError
+from outgrow.files import new_directory, read_json, write_json
 
 Tokens = NDArray[np.integer]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from outgrow.arch import Config, arch_for, flops_per_token
 from outgrow.checkpoint.grow import grow_directory
+from outgrow.checkpoint.lineage import read_lineage
 from outgrow.data.packed import Packed, prepare
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json, write_json
@@ -58,7 +60,7 @@ def in_order(runs: Iterable[RunConfig]) -> list[RunConfig]:
         found.setdefault(run.identity(), run)
         clocks.setdefault(run.identity(), set()).update(run.keep)
         if run.start and run.start.run:
-            clocks[run.start.run.identity()].add(_departure(run))
+            clocks[run.start.run.identity()].add(first_token(run))
     return [run.model_copy(update={"keep": tuple(sorted(clocks[key]))}) for key, run in found.items()]
 
 
@@ -69,6 +71,7 @@ def place(run: RunConfig, root: Path) -> Path:
 
 
 def finished(run: RunConfig, root: Path) -> bool:
+    """Did this run reach its end, here or earlier?"""
     return (place(run, root) / FINISHED).exists()
 
 
@@ -113,10 +116,44 @@ def environment(packed: Packed) -> dict[str, str | int]:
     }
 
 
-def _departure(run: RunConfig) -> int:
-    """The clock at which a run leaves its parent."""
-    assert run.start and run.start.run
+def model_of(run: RunConfig) -> Config:
+    """The config of the model that a run trains, growth applied."""
+    if run.start is None:
+        return run.model or {}
+    source = model_of(run.start.run) if run.start.run else read_json(Path(run.start.checkpoint or "") / "config.json")
+    return make_plan(run.start.operator, source, run.start.knobs).target_config if run.start.operator else source
+
+
+def first_token(run: RunConfig) -> int:
+    """The clock at which a run begins: where it leaves its parent, or 0."""
+    if run.start is None:
+        return 0
+    if run.start.run is None:
+        return read_lineage(Path(run.start.checkpoint or "")).tokens
     return run.start.run.tokens if run.start.tokens is None else run.start.tokens
+
+
+def own_flops(run: RunConfig) -> float:
+    """Training FLOPs of a run alone, its ancestors' not counted."""
+    config = model_of(run)
+    return float(run.tokens - first_token(run)) * flops_per_token(arch_for(config), config, run.data.context)
+
+
+def flops_before(run: RunConfig) -> float:
+    """Training FLOPs that a run's ancestors spent until it left them."""
+    if run.start is None:
+        return 0.0
+    if run.start.run is None:
+        return read_lineage(Path(run.start.checkpoint or "")).flops
+    parent = run.start.run
+    return flops_before(parent) + own_flops(parent.model_copy(update={"tokens": first_token(run)}))
+
+
+def parent_of(run: RunConfig) -> str | None:
+    """The identity of the run that a run starts from; None for random weights and for foreign checkpoints."""
+    if run.start is None:
+        return None
+    return run.start.run.identity() if run.start.run else read_lineage(Path(run.start.checkpoint or "")).run
 
 
 def _start(run: RunConfig, root: Path) -> Path | None:
@@ -124,10 +161,10 @@ def _start(run: RunConfig, root: Path) -> Path | None:
     if run.start is None:
         return None
     if run.start.run:
-        source = checkpoint_at(place(run.start.run, root), _departure(run))
+        source = checkpoint_at(place(run.start.run, root), first_token(run))
         if not source.is_dir():
             raise OutgrowError(
-                f"'{run.start.run.name}' kept no checkpoint at {_departure(run):,} tokens; remove '{place(run.start.run, root)}' "
+                f"'{run.start.run.name}' kept no checkpoint at {first_token(run):,} tokens; remove '{place(run.start.run, root)}' "
                 "and run it again, or start from its end"
             )
     else:
@@ -145,4 +182,4 @@ def _same_tokenizer(source: Path, packed: Packed) -> None:
     """Refuses to train a checkpoint on tokens that mean something else to it."""
     theirs = source / "tokenizer.json"
     if not theirs.exists() or theirs.read_bytes() != packed.tokenizer_files[0].read_bytes():
-        raise OutgrowError(f"'{source}' was not trained with the tokenizer of this corpus and data.vocab; its weights would read other tokens")
+        raise OutgrowError(f"'{source}' has another tokenizer than this corpus packed with data.vocab; train on text packed as its own was")

@@ -45,7 +45,7 @@ class Start(Settings):
     tokens: int | None = Field(None, ge=0, description="the parent's clock at which it is left; its end if not given")
     checkpoint: str | None = None
     operator: str | None = None
-    knobs: dict[str, Any] = {}
+    knobs: dict[str, Any] = Field(default_factory=dict)
     optimizer: Literal["reset", "carry"] = "reset"
 
     @model_validator(mode="after")
@@ -99,4 +99,3 @@ class RunConfig(Settings):
         if self.start and self.start.run:
             parts["start"]["run"] = self.start.run.identity()
         return hash_of(parts)
-

@@ -15,7 +15,7 @@ import torch
 from outgrow.arch import arch_for, flops_per_token
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.data.packed import Batches, Packed, validation_batches
-from outgrow.errors import OutgrowError
+from outgrow.errors import Interrupted, OutgrowError
 from outgrow.files import write_json
 from outgrow.models.build import initialised, loaded, resolved
 from outgrow.models.decoder import Decoder
@@ -27,10 +27,6 @@ from outgrow.training.state import Clock, read_clock, restore_optimizer, save
 
 METRICS, CHECKPOINTS, FINISHED = "metrics.jsonl", "checkpoints", "finished.json"
 Row = dict[str, Any]
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved itself; the message says how to go on."""
 
 
 class Observer(Protocol):

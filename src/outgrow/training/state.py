@@ -46,6 +46,7 @@ def save(directory: Path, model: Any, optimizer: torch.optim.AdamW, clock: Clock
 
 
 def read_clock(directory: Path) -> Clock:
+    """The clock of a checkpoint that `save` wrote."""
     return Clock(**read_json(directory / STATE))
 
 

@@ -1,0 +1,123 @@
+"""Growth against scratch: the runs that one recipe stands for, and what they show.
+
+                 growth_tokens
+    base    ------------|                                        constant rate
+    target              '----+-------+-------.                   grown; warm-up; constant rate
+                              \\       \\       \\                   annealed branches, one per budget
+    scratch --------+-------+-------.                             constant rate
+                     \\       \\       \\                            annealed branches, same budgets
+
+Both trunks read the same tokens in the same order. A branch leaves its trunk at (1 - decay_share) of its budget with the
+optimizer's state and decays linearly, so annealed loss is compared with annealed loss at several costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from outgrow.arch import arch_for
+from outgrow.config import Settings
+from outgrow.data.config import DataConfig
+from outgrow.training.config import AdamWConfig, RunConfig, ScheduleConfig, Start
+
+Arm = Literal["scratch", "grown"]
+
+
+class LearningRates(Settings):
+    """The peak of each arm, found by the sweep that the recipe names."""
+
+    base: float = Field(gt=0)
+    target: float = Field(gt=0)
+    scratch: float = Field(gt=0)
+
+
+class Comparison(Settings):
+    """A recipe: a target model, how it is grown, and the budgets at which it meets the same model from scratch."""
+
+    model: dict[str, Any] = Field(description="the target: keys of a Hugging Face config.json")
+    data: DataConfig = DataConfig()  # type: ignore[call-arg]
+    factor: int = Field(4, ge=2, description="growth factor g of G_stack; the base has 1/g of the layers")
+    growth_tokens: int = Field(ge=1, description="tokens of the base, d")
+    budgets: tuple[int, ...] = Field(min_length=2, description="tokens of each annealed model, its ancestors' included")
+    decay_share: float = Field(0.2, gt=0, lt=1, description="share of a budget in which the learning rate falls")
+    warmup_tokens: int = Field(ge=0, description="linear warm-up of scratch and base, and of the target after growth")
+    batch_tokens: int = Field(4096, ge=1)
+    learning_rates: LearningRates
+    weight_decay: float = Field(0.1, ge=0)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    validate_every: int = Field(200_000, ge=1)
+    save_every: int = Field(1_000_000, ge=1)
+    tuning: str | None = Field(None, description="file beside the recipe with what was tried to find its settings")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Comparison:
+        layers = arch_for(self.model).layers(self.model)
+        if layers % self.factor:
+            raise ValueError(f"the target's {layers} layers are not a multiple of the growth factor {self.factor}; change either")
+        first = min(self._departure(budget) for budget in self.budgets)
+        if self.growth_tokens >= first:
+            raise ValueError(
+                f"growth_tokens ({self.growth_tokens:,}) is not before the first decay, which starts at {first:,}; "
+                "lower growth_tokens or raise the smallest budget"
+            )
+        return self
+
+    def base_model(self) -> dict[str, Any]:
+        """The target's config with 1/g of the layers."""
+        key = arch_for(self.model).layer_count
+        return {**self.model, key: self.model[key] // self.factor}
+
+    def trunk(self, arm: Arm, seed: int) -> RunConfig:
+        """The constant-rate run of an arm, long enough for its largest budget."""
+        end = max(self._departure(budget) for budget in self.budgets)
+        if arm == "scratch":
+            return self._run("scratch", seed, self.learning_rates.scratch, end, model=self.model)
+        grown = Start(run=self.base(seed), operator="stack", knobs={"factor": self.factor})
+        return self._run("target", seed, self.learning_rates.target, end, start=grown)
+
+    def base(self, seed: int) -> RunConfig:
+        """The small model that is grown."""
+        return self._run("base", seed, self.learning_rates.base, self._steps(self.growth_tokens), model=self.base_model())
+
+    def branch(self, arm: Arm, seed: int, budget: int) -> RunConfig:
+        """The annealed end of an arm at a budget."""
+        trunk = self.trunk(arm, seed)
+        departure, end = self._departure(budget), self._steps(budget)
+        start = Start(run=trunk, tokens=departure, optimizer="carry")
+        schedule = ScheduleConfig(decay_tokens=end - departure)  # type: ignore[call-arg]
+        return self._run(f"{arm}-annealed-{end}", seed, trunk.optimizer.learning_rate, end, start=start, schedule=schedule)
+
+    def runs(self, seeds: tuple[int, ...]) -> Iterator[RunConfig]:
+        """Every run whose result is read, seed by seed; their parents are implied."""
+        for seed in seeds:
+            for arm in ("grown", "scratch"):
+                for budget in self.budgets:
+                    yield self.branch(arm, seed, budget)
+
+    def _run(self, name: str, seed: int, rate: float, tokens: int, **settings: Any) -> RunConfig:
+        optimizer = AdamWConfig(learning_rate=rate, weight_decay=self.weight_decay, beta2=self.beta2)  # type: ignore[call-arg]
+        settings.setdefault("schedule", ScheduleConfig(warmup_tokens=self.warmup_tokens))  # type: ignore[call-arg]
+        return RunConfig(
+            name=f"{name}-seed{seed}",
+            data=self.data,
+            tokens=tokens,
+            batch_tokens=self.batch_tokens,
+            optimizer=optimizer,
+            precision=self.precision,
+            seed=seed,
+            validate_every=self.validate_every,
+            save_every=self.save_every,
+            **settings,
+        )
+
+    def _steps(self, tokens: int) -> int:
+        """Tokens rounded to whole optimizer steps, at least one."""
+        return max(1, round(tokens / self.batch_tokens)) * self.batch_tokens
+
+    def _departure(self, budget: int) -> int:
+        """The clock at which a budget's branch leaves its trunk."""
+        return self._steps(round(budget * (1 - self.decay_share)))

@@ -1,0 +1,71 @@
+"""The demo: one recipe from an empty machine to a measured speed-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from outgrow.config import load
+from outgrow.lab.comparison import Comparison
+from outgrow.lab.outcome import Outcome, cost, figure, read_outcome
+from outgrow.lab.report import sentence, write_report
+from outgrow.lab.runs import finished, in_order
+from outgrow.lab.watch import execute_all
+from outgrow.models.build import resolved
+
+BUILT_IN = Path(str(resources.files("outgrow.lab"))) / "recipes" / "nano.yaml"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A comparison and the file of what was tried to tune it, if it names one."""
+
+    comparison: Comparison
+    tried: Path | None
+
+
+def open_recipe(path: Path | None) -> Recipe:
+    """Reads a comparison recipe; the built-in one for None. The file it names as `tuning` must lie beside it."""
+    path = path or BUILT_IN
+    comparison = load(Comparison, path)
+    comparison = comparison.model_copy(update={"model": resolved(comparison.model)})
+    tried = path.parent / Path(comparison.tuning).name if comparison.tuning else None
+    return Recipe(comparison, tried)
+
+
+def run_demo(path: Path | None, seeds: tuple[int, ...], root: Path, report: Path) -> None:
+    """Trains what is missing, then prints and writes what was found."""
+    recipe = open_recipe(path)
+    runs = in_order(recipe.comparison.runs(seeds))
+    if not all(finished(run, root) for run in runs):
+        execute_all(runs, root)
+    show(read_outcome(recipe.comparison, seeds, root), recipe, report)
+
+
+def show(outcome: Outcome, recipe: Recipe, report: Path) -> None:
+    """Prints the table and the finding, and writes the report."""
+    console = Console()
+    table = Table("run")
+    for name in ("layers", "tokens", "tokens/param", "FLOPs", "held-out loss", "tokens/s", "seconds"):
+        table.add_column(name, justify="right")
+    for result in outcome.runs():
+        row = cost(result)
+        table.add_row(
+            result.config.name,
+            str(row.layers),
+            f"{result.config.tokens:,}",
+            f"{row.tokens_per_parameter:.1f}",
+            f"{result.flops:.3e}",
+            f"{result.final_loss:.4f}",
+            f"{row.tokens_per_second:,.0f}",
+            f"{row.seconds:.0f}",
+        )
+    console.print(table)
+    report.parent.mkdir(parents=True, exist_ok=True)
+    write_report(outcome, report, recipe.tried)
+    console.print(sentence(figure(outcome.speed_ups("annealed")), len(outcome.seeds)))
+    console.print(f"report: {report}", soft_wrap=True)

@@ -1,0 +1,120 @@
+"""What a comparison found, read from the files of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from outgrow.arch import Counts, arch_for, flops_per_token, parameter_counts
+from outgrow.files import read_json
+from outgrow.lab.comparison import Arm, Comparison
+from outgrow.lab.runs import ENVIRONMENT, Result, in_order, lineage, model_of, own_flops, place, read_result
+from outgrow.lab.speedup import Curve, SpeedUp, equal_loss, interval
+from outgrow.training.config import RunConfig
+
+ARMS: tuple[Arm, Arm] = ("scratch", "grown")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished comparison: its recipe, its seeds, and every run by identity."""
+
+    recipe: Comparison
+    seeds: tuple[int, ...]
+    results: dict[str, Result]
+    environment: dict[str, Any]
+
+    def result(self, run: RunConfig) -> Result:
+        return self.results[run.identity()]
+
+    def annealed(self, arm: Arm, seed: int) -> Curve:
+        """(FLOPs, held-out loss) at the end of each annealed branch."""
+        branches = (self.result(self.recipe.branch(arm, seed, budget)) for budget in sorted(self.recipe.budgets))
+        return [(branch.flops, branch.final_loss) for branch in branches]
+
+    def constant(self, arm: Arm, seed: int) -> Curve:
+        """(FLOPs, held-out loss) along the constant-rate runs of an arm, the base's part included."""
+        path = (self.result(run) for run in lineage(self.recipe.trunk(arm, seed)))
+        return [(row["flops"], row["validation_loss"]) for result in path for row in result.validation if row["flops"]]
+
+    def speed_ups(self, kind: str) -> list[SpeedUp | None]:
+        """One per seed; `kind` is "annealed" or "constant"."""
+        curves = self.annealed if kind == "annealed" else self.trained
+        return [equal_loss(curves("scratch", seed), curves("grown", seed)) for seed in self.seeds]
+
+    def trained(self, arm: Arm, seed: int) -> Curve:
+        """The constant-rate curve of the trunk alone: the model that is compared, not the base before it."""
+        trunk = self.result(self.recipe.trunk(arm, seed))
+        return [(row["flops"], row["validation_loss"]) for row in trunk.validation if row["flops"]]
+
+    def runs(self) -> Iterator[Result]:
+        yield from self.results.values()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A speed-up over seeds: per seed, the mean, and the interval where there are three seeds or more."""
+
+    values: list[float]
+    loss: float
+    between: tuple[float, float] | None
+
+    @property
+    def speed_up(self) -> float:
+        return mean(self.values)
+
+    @property
+    def saving(self) -> float:
+        """The saving that the mean speed-up stands for."""
+        return self.speed_up / (1 + self.speed_up)
+
+
+def read_outcome(recipe: Comparison, seeds: tuple[int, ...], root: Path) -> Outcome:
+    """Reads every run of a comparison; refuses when one is not finished."""
+    ordered = in_order(recipe.runs(seeds))
+    results = {run.identity(): read_result(run, root) for run in ordered}
+    return Outcome(recipe, seeds, results, read_json(place(ordered[0], root) / ENVIRONMENT))
+
+
+def figure(speed_ups: list[SpeedUp | None]) -> Figure | None:
+    """Joins seeds; None when any seed's curves share no loss."""
+    found = [one for one in speed_ups if one is not None]
+    if len(found) < len(speed_ups) or not found:
+        return None
+    values = [one.speed_up for one in found]
+    return Figure(values, mean(one.loss for one in found), interval(values))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run as a row of the report's table."""
+
+    result: Result
+    layers: int
+    counts: Counts
+    head_share: float
+    tokens_per_parameter: float
+    own_flops: float
+    tokens_per_second: float
+    seconds: float
+
+
+def cost(result: Result) -> Cost:
+    """What a run was and what it took. Tokens per second is the median over its steps, validation not counted."""
+    run, config = result.config, model_of(result.config)
+    arch = arch_for(config)
+    counts = parameter_counts(arch, config)
+    speeds = [step["tokens_per_second"] for step in result.steps]
+    return Cost(
+        result=result,
+        layers=arch.layers(config),
+        counts=counts,
+        head_share=6 * counts.head / flops_per_token(arch, config, run.data.context),
+        tokens_per_parameter=run.tokens / counts.non_embedding,
+        own_flops=own_flops(run),
+        tokens_per_second=median(speeds),
+        seconds=sum(run.batch_tokens / speed for speed in speeds),
+    )

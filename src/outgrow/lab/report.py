@@ -1,0 +1,109 @@
+"""One HTML file that opens offline: what growth saved, where the curves cross, what every run cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import plotly.graph_objects as go
+
+from outgrow.files import flush, read_json
+from outgrow.lab.outcome import ARMS, Figure, Outcome, cost, figure
+from outgrow.lab.runs import parent_of
+from outgrow.lab.speedup import Curve
+
+COLOURS: Mapping[str, str] = {"scratch": "#6b7280", "grown": "#0f766e"}
+NAMES: Mapping[str, str] = {"scratch": "from scratch", "grown": "grown (base + target)"}
+
+
+def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> None:
+    """Writes the report of a comparison; `tried` is the JSON file of what was tried to tune its recipe."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (resources.files("outgrow.lab") / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    curves = draw(outcome).to_html(full_html=False, include_plotlyjs=True, config={"responsive": True, "displaylogo": False})
+    page = environment.get_template("report.html.j2").render(
+        outcome=outcome,
+        recipe=outcome.recipe,
+        annealed=figure(outcome.speed_ups("annealed")),
+        constant=figure(outcome.speed_ups("constant")),
+        sentence=sentence(figure(outcome.speed_ups("annealed")), len(outcome.seeds)),
+        costs=[cost(result) for result in outcome.runs()],
+        parent_of=parent_of,
+        curves=curves,
+        tried=read_json(tried) if tried else None,
+    )
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(page, encoding="utf-8")
+    flush(temporary)
+    temporary.replace(path)
+
+
+def sentence(found: Figure | None, seeds: int) -> str:
+    """The finding in one sentence, with both numbers and how sure it is."""
+    if found is None:
+        return "The two annealed curves share no loss, so there is no equal-loss speed-up to quote: train to closer losses."
+    verb = "faster" if found.speed_up >= 0 else "slower"
+    text = (
+        f"At an annealed held-out loss of {found.loss:.3f} nats per token, growth is {abs(found.speed_up):.1%} {verb} than scratch "
+        f"(saving {found.saving:.1%} of the FLOPs, the base's included)"
+    )
+    if found.between:
+        return f"{text}; mean of {seeds} seeds, 95% interval {found.between[0]:.1%} to {found.between[1]:.1%}."
+    return f"{text}; {seeds} seed{'s' if seeds > 1 else ''}, so no interval."
+
+
+def draw(outcome: Outcome) -> go.Figure:
+    """Held-out loss against training FLOPs: constant-rate trunks, annealed ends, and the crossing."""
+    drawn = go.Figure()
+    for arm in ARMS:
+        for seed in outcome.seeds:
+            first = seed == outcome.seeds[0]
+            _line(drawn, outcome.constant(arm, seed), f"{NAMES[arm]}, constant rate", COLOURS[arm], "lines", first)
+            _line(drawn, outcome.annealed(arm, seed), f"{NAMES[arm]}, annealed", COLOURS[arm], "lines+markers", first)
+    for number, one in enumerate(outcome.speed_ups("annealed")):
+        if one is not None:
+            drawn.add_trace(
+                go.Scatter(
+                    x=[one.grown_flops, one.scratch_flops],
+                    y=[one.loss, one.loss],
+                    name="equal loss",
+                    mode="lines+markers",
+                    line={"color": "#dc2626", "width": 2},
+                    marker={"symbol": "line-ns-open", "size": 14},
+                    legendgroup="crossing",
+                    showlegend=number == 0,
+                    hovertemplate="equal loss %{y:.4f}<br>%{x:.3e} FLOPs<extra></extra>",
+                )
+            )
+    drawn.update_layout(
+        template="simple_white",
+        height=520,
+        margin={"l": 60, "r": 16, "t": 16, "b": 60},
+        legend={"orientation": "h", "y": -0.2, "x": 0, "yanchor": "top"},
+        xaxis={"title": "training FLOPs, ancestors included", "type": "log", "exponentformat": "power"},
+        yaxis={"title": "held-out loss, nats per token"},
+        font={"family": "system-ui, sans-serif", "size": 14},
+    )
+    return drawn
+
+
+def _line(drawn: go.Figure, curve: Curve, name: str, colour: str, mode: str, in_legend: bool) -> None:
+    dash = "dot" if mode == "lines" else "solid"
+    drawn.add_trace(
+        go.Scatter(
+            x=[flops for flops, _ in curve],
+            y=[loss for _, loss in curve],
+            name=name,
+            mode=mode,
+            line={"color": colour, "dash": dash, "width": 2},
+            marker={"size": 8},
+            legendgroup=name,
+            showlegend=in_legend,
+            hovertemplate=f"{name}<br>%{{y:.4f}} nats<br>%{{x:.3e}} FLOPs<extra></extra>",
+        )
+    )

@@ -1,0 +1,70 @@
+"""Speed-up at equal loss: how many FLOPs growth saves, every FLOP of its ancestors counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+Curve = Sequence[tuple[float, float]]  # (FLOPs, held-out loss), in order of FLOPs
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """Where two curves meet the same loss.
+
+    Attributes:
+        loss: the lowest loss that both reach.
+        scratch_flops, grown_flops: what each pays for it, interpolated.
+    """
+
+    loss: float
+    scratch_flops: float
+    grown_flops: float
+
+    @property
+    def speed_up(self) -> float:
+        """sp = FLOPs_scratch / FLOPs_grown - 1 (arXiv 2405.15319)."""
+        return self.scratch_flops / self.grown_flops - 1
+
+    @property
+    def saving(self) -> float:
+        """The share of scratch's FLOPs that is not spent: sp / (1 + sp)."""
+        return 1 - self.grown_flops / self.scratch_flops
+
+
+def equal_loss(scratch: Curve, grown: Curve) -> SpeedUp | None:
+    """The speed-up at the lowest loss that both curves reach; None when they share no loss.
+
+    Reading both at one arm's last point means that nothing is extrapolated, whichever arm is ahead.
+    """
+    loss = max(min(value for _, value in scratch), min(value for _, value in grown))
+    costs = flops_at(scratch, loss), flops_at(grown, loss)
+    if costs[0] is None or costs[1] is None:
+        return None
+    return SpeedUp(loss, costs[0], costs[1])
+
+
+def flops_at(curve: Curve, loss: float) -> float | None:
+    """FLOPs at which a curve first reaches a loss, linear in log FLOPs; None outside what the curve covers."""
+    before: tuple[float, float] | None = None
+    for flops, value in curve:
+        if value <= loss:
+            if before is None:
+                return flops if math.isclose(value, loss, rel_tol=1e-12) else None
+            share = (before[1] - loss) / (before[1] - value)
+            return math.exp(math.log(before[0]) + share * (math.log(flops) - math.log(before[0])))
+        before = (flops, value)
+    return None
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of the mean over seeds; None below three seeds, where it would say nothing."""
+    if len(values) < 3:
+        return None
+    mean, error = float(np.mean(values)), float(stats.sem(values))
+    width = error * float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1))
+    return mean - width, mean + width

@@ -1,0 +1,99 @@
+"""Runs under the eyes of a person: progress bars with the time left, Ctrl-C that saves."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from outgrow.data.packed import prepare
+from outgrow.lab.runs import Result, execute, finished, flops_before, in_order, own_flops
+from outgrow.training.config import RunConfig
+from outgrow.training.loop import Row
+
+
+class TimeLeft(ProgressColumn):
+    """Time left at the mean speed so far, counted in FLOPs: a small base's tokens are cheaper than a target's."""
+
+    def render(self, task: Task) -> Text:
+        found, began = task.fields["found"], task.fields["began"]
+        if task.total is None or task.completed <= found:
+            return Text("done" if task.finished else "-:-- left")
+        speed = (task.completed - found) / (time.monotonic() - began)
+        left = int((task.total - task.completed) / speed)
+        return Text(f"{left // 60}:{left % 60:02d} left")
+
+
+@dataclass
+class Watch:
+    """Tells the bar what a run reports, and the run whether Ctrl-C was pressed.
+
+    `done` is the FLOPs of the runs before this one, `ancestors` those that its clock already counts.
+    """
+
+    progress: Progress
+    task: TaskID
+    done: float
+    name: str = ""
+    ancestors: float = 0.0
+    stopping: bool = False
+
+    def row(self, row: Row) -> None:
+        if "loss" in row:
+            text = f"{self.name}: {row['tokens']:,} tokens, loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s"
+            self.progress.update(self.task, completed=self.done + row["flops"] - self.ancestors, description=text)
+
+    def stop(self) -> bool:
+        return self.stopping
+
+
+def execute_all(wanted: Iterable[RunConfig], root: Path, console: Console | None = None) -> dict[str, Result]:
+    """Executes runs and their ancestors, parents first, with one bar for all; returns identity -> result."""
+    console = console or Console(stderr=True)
+    runs = in_order(wanted)
+    for data in {run.data.model_dump_json(): run.data for run in runs if not finished(run, root)}.values():
+        with console.status(f"packing the corpus '{data.corpus}'"):
+            prepare(data, root / "data")
+    costs = {run.identity(): own_flops(run) for run in runs}
+    found = sum(costs[run.identity()] for run in runs if finished(run, root))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeLeft())
+    results: dict[str, Result] = {}
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=sum(costs.values()), completed=found, found=found, began=time.monotonic())
+        watch = Watch(progress, task, done=found)
+        with _ctrl_c(watch):
+            for number, run in enumerate(runs):
+                fresh = not finished(run, root)
+                watch.name = f"{number + 1}/{len(runs)} {run.name}"
+                watch.ancestors = flops_before(run)
+                result = results[run.identity()] = execute(run, root, watch)
+                if fresh:
+                    watch.done += costs[run.identity()]
+                    progress.console.print(f"{run.name}: held-out loss {result.final_loss:.4f} at {result.flops:.3e} FLOPs")
+        progress.update(task, description=f"{len(runs)} runs")
+    return results
+
+
+@contextmanager
+def _ctrl_c(watch: Watch) -> Iterator[None]:
+    """The first Ctrl-C asks the run to save and stop; a second one stops at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if watch.stopping:
+            raise KeyboardInterrupt
+        watch.stopping = True
+        watch.progress.console.print("stopping after this step and saving; press Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
