@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from outgrow.errors import Interrupted, OutgrowError
@@ -116,12 +115,11 @@ def main() -> None:
     """The console script: what people can mend is one sentence on stderr, without a traceback."""
     try:
         sys.exit(app(standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+    except typer.TyperException as error:  # a mistake in the arguments
+        _fail(f"{error}; see 'outgrow --help'", 2)
     except Interrupted as stop:
         _fail(str(stop), 130)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing unfinished was kept, and the same command begins again", 130)
     except OutgrowError as error:
         _fail(str(error), 1)

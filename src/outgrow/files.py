@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from outgrow.errors import OutgrowError
 
 
 @contextmanager
-def new_directory(target: Path) -> Iterator[Path]:
+def new_directory(target: Path) -> Generator[Path, None, None]:
     """Yields a temporary sibling of `target` that becomes `target` when the block ends well, and vanishes when not.
 
     A process that is killed leaves a hidden `.NAME.partial-…` folder, never a `target`; the next call removes it.

@@ -58,7 +58,7 @@ class Lift:
         factor = np.where(self.source < 0, 0.0, self.scale(role) ** power)
         if (factor == 1.0).all():
             return moved
-        factor = factor.reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+        factor = np.expand_dims(factor, [a for a in range(array.ndim) if a != axis])
         if hasattr(moved, "new_tensor"):  # torch, without importing it
             return moved * moved.new_tensor(factor)
         return moved * factor.astype(array.dtype)

@@ -110,7 +110,7 @@ class Arch:
     layer_tables: tuple[str, ...] = ("layer_types",)
     norm_eps: str = "rms_norm_eps"
     buffers: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def get(self, config: Config, key: str) -> Any:
         """A config value; where the file leaves it out, the family's default; None where there is none."""

@@ -100,7 +100,10 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
     where = f"tensor '{name}' of '{path}'"
-    dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets")) if isinstance(value, dict) else (None,) * 3
+    described: dict[str, Any] = value if isinstance(value, dict) else {}
+    dtype: Any = described.get("dtype")
+    shape: Any = described.get("shape")
+    offsets: Any = described.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise OutgrowError(f"{where} has the unknown dtype {dtype!r}; known: {', '.join(DTYPE_BYTES)}")
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:

@@ -56,8 +56,8 @@ class GrowthPlan:
     layers: tuple[int, ...]
     claims: Claims
     citation: str
-    lifts: Mapping[str, Lift] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
+    lifts: Mapping[str, Lift] = field(default_factory=dict[str, Lift])
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         old = self.arch.layers(self.source_config)
@@ -147,5 +147,5 @@ def _lift_as_json(lift: Lift) -> dict[str, Any]:
 
 
 def _lift_from_json(content: Mapping[str, Any]) -> Lift:
-    vectors = {key: np.array(content[key], np.int64 if key == "source" else np.float64) for key in ("source", "write", "read", "gain")}
-    return Lift(content["size"], **vectors)
+    write, read, gain = (np.array(content[role], np.float64) for role in ("write", "read", "gain"))
+    return Lift(content["size"], np.array(content["source"], np.int64), write, read, gain)

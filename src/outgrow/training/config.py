@@ -42,7 +42,7 @@ class Start(Settings):
     """
 
     run: RunConfig | None = None
-    tokens: int | None = Field(None, ge=0, description="the parent's clock at which it is left; its end if not given")
+    tokens: int | None = Field(default=None, ge=0, description="the parent's clock at which it is left; its end if not given")
     checkpoint: str | None = None
     operator: str | None = None
     knobs: dict[str, Any] = Field(default_factory=dict)

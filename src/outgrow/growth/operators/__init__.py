@@ -26,4 +26,8 @@ def make_plan(name: str, config: Config, knobs: Mapping[str, Any]) -> GrowthPlan
     for knob, parameter in parameters.items():
         if parameter.default is parameter.empty and knob not in knobs:
             raise OutgrowError(f"the operator '{name}' needs the knob '{knob}'")
+    for knob, value in knobs.items():
+        default = parameters[knob].default
+        if default is not parameters[knob].empty and type(value) is not type(default):
+            raise OutgrowError(f"the knob '{knob}' of '{name}' must be of type {type(default).__name__}, not {value!r}")
     return OPERATORS[name](config, **knobs)

@@ -9,7 +9,7 @@ from outgrow.growth.plan import Claims, GrowthPlan
 
 def stack(config: Config, factor: int = 4) -> GrowthPlan:
     """Repeats all layers `factor` times, 012 -> 012012: target layer i is a copy of source layer i mod L."""
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
-        raise OutgrowError(f"stack needs a factor that is a whole number of at least 2, not {factor!r}")
+    if factor < 2:
+        raise OutgrowError(f"stack needs a factor of at least 2, not {factor}")
     layers = tuple(range(arch_for(config).layers(config))) * factor
     return GrowthPlan("stack", {"factor": factor}, config, layers, Claims(preserves=False, trains=True), "arXiv:2405.15319")

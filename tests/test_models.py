@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from outgrow.errors import OutgrowError
+from outgrow.models import loss as losses
+from outgrow.models.decoder import Decoder
+from outgrow.models.loss import next_token_loss
+
+VARIANTS = [
+    {},
+    {"tie_word_embeddings": True},
+    {"attention_bias": True, "mlp_bias": True},
+    {"num_key_value_heads": 6},
+    {"model_type": "mistral", "sliding_window": None},
+    {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edits", VARIANTS)
+def test_the_decoder_computes_transformers_logits(make_model, tokens, edits):
+    model = make_model(**edits)
+    with torch.no_grad():
+        torch.testing.assert_close(Decoder(model, torch.float32).logits(tokens), model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("edits", VARIANTS[:4])
+def test_loss_and_gradients_are_autograds(make_model, tokens, edits, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_TOKENS", 7)  # several chunks, the last one short
+    model = make_model(dtype=torch.float64, **edits)
+    decoder = Decoder(model, torch.float64)
+    labels = tokens[:, 1:]
+
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return {name: value.grad.clone() for name, value in model.named_parameters()}
+
+    ours = next_token_loss(decoder.hidden_states(tokens[:, :-1]), decoder.head, labels)
+    plain = F.cross_entropy(decoder.logits(tokens[:, :-1]).flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    expected, found = gradients(plain), gradients(ours)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
+
+
+def test_bf16_training_loss_is_that_of_transformers_under_autocast(make_model, tokens):
+    model = make_model()
+    decoder = Decoder(model, torch.bfloat16)
+    with torch.no_grad():
+        ours = next_token_loss(decoder.hidden_states(tokens[:, :-1]), decoder.head, tokens[:, 1:])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(tokens[:, :-1]).logits
+        theirs = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+    assert ours.item() == pytest.approx(theirs.item(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ({"hidden_act": "gelu"}, "activation 'silu' only"),
+        ({"model_type": "mistral", "sliding_window": 16}, "sliding-window"),
+        ({"attention_dropout": 0.1}, "dropout"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}}, "rope type 'dynamic'"),
+    ],
+)
+def test_what_the_decoder_does_not_compute_is_refused(make_model, edits, message):
+    with pytest.raises(OutgrowError, match=message):
+        Decoder(make_model(**edits), torch.float32)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outgrow.errors import OutgrowError
+from outgrow.spaces import Lift, copies, identity, isometry, pad
+
+SIZES = st.tuples(st.integers(1, 40), st.integers(0, 60)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+CONSTRUCTORS = [copies, isometry, pad]
+
+
+@pytest.mark.parametrize("constructor", CONSTRUCTORS)
+@given(sizes=SIZES)
+def test_reading_undoes_writing(constructor, sizes):
+    assert constructor(*sizes).identity_error() < 1e-12
+
+
+@given(sizes=SIZES)
+def test_isometry_keeps_lengths(sizes):
+    lift = isometry(*sizes)
+    x = np.random.default_rng(0).normal(size=sizes[0])
+    assert np.isclose(np.linalg.norm(lift.along(x, 0, "write")), np.linalg.norm(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("constructor", CONSTRUCTORS)
+@given(sizes=SIZES, more=st.integers(0, 30))
+def test_composition_is_one_after_the_other(constructor, sizes, more):
+    first, second = constructor(*sizes), isometry(sizes[1], sizes[1] + more)
+    array = np.random.default_rng(0).normal(size=(3, sizes[0]))
+    for role in ("write", "read", "gain"):
+        in_two = second.along(first.along(array, 1, role), 1, role)
+        np.testing.assert_allclose(first.then(second).along(array, 1, role), in_two, atol=1e-12)
+
+
+def test_copies_are_exact_in_any_dtype():
+    for dtype in (torch.bfloat16, torch.float16, torch.int8, torch.float64):
+        tensor = torch.arange(6).to(dtype).reshape(2, 3)
+        moved = copies(3, 7).along(tensor, 1, "write")
+        assert moved.dtype == dtype
+        assert torch.equal(moved, tensor[:, [0, 1, 2, 0, 1, 2, 0]])
+
+
+def test_the_dual_of_the_dual_is_the_lift():
+    lift = isometry(5, 8)
+    twice = lift.dual().dual()
+    for role in ("write", "read", "gain"):
+        np.testing.assert_allclose(twice.scale(role), lift.scale(role))
+
+
+def test_identity_changes_nothing():
+    array = np.random.default_rng(0).normal(size=4)
+    np.testing.assert_array_equal(identity(4).along(array, 0, "read"), array)
+
+
+def test_numpy_and_torch_agree():
+    array = np.random.default_rng(0).normal(size=(4, 5))
+    lift = isometry(5, 9)
+    np.testing.assert_array_equal(lift.along(array, 1, "read"), lift.along(torch.from_numpy(array), 1, "read").numpy())
+
+
+def test_mistakes_name_both_sizes():
+    with pytest.raises(OutgrowError, match="space of 8 to 5"):
+        copies(8, 5)
+    with pytest.raises(OutgrowError, match=r"size 4.*space of 3"):
+        copies(3, 6).along(np.zeros(4), 0, "write")
+    with pytest.raises(OutgrowError, match="ends at 6, the second starts at 5"):
+        copies(3, 6).then(copies(5, 10))
+    assert isinstance(identity(2), Lift)

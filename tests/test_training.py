@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from outgrow.config import parse
+from outgrow.data.config import DataConfig
+from outgrow.data.packed import prepare
+from outgrow.errors import Interrupted, OutgrowError
+from outgrow.training import state
+from outgrow.training.config import AdamWConfig, RunConfig, ScheduleConfig
+from outgrow.training.loop import FINISHED, checkpoint_at, latest_checkpoint, read_rows, train
+from outgrow.training.schedule import share_of_peak
+
+from .conftest import ODD
+
+BATCH = 64
+
+
+class Observer:
+    """Stops a run after so many rows of steps."""
+
+    def __init__(self, stop_after=10**9):
+        self.left = stop_after
+
+    def row(self, row):
+        self.left -= "loss" in row
+
+    def stop(self):
+        return self.left <= 0
+
+
+@pytest.fixture
+def packed(corpus, tmp_path):
+    return prepare(DataConfig(corpus=str(corpus), vocab=300, context=16, validation_share=0.1), tmp_path / "data")
+
+
+@pytest.fixture
+def run(corpus):
+    return RunConfig(
+        model={**ODD, "vocab_size": 300, "num_hidden_layers": 2},
+        data=DataConfig(corpus=str(corpus), vocab=300, context=16, validation_share=0.1, validation_tokens=128),
+        tokens=20 * BATCH,
+        batch_tokens=BATCH,
+        optimizer=AdamWConfig(learning_rate=1e-2),
+        schedule=ScheduleConfig(warmup_tokens=3 * BATCH, decay_tokens=5 * BATCH),
+        validate_every=7 * BATCH,
+        save_every=6 * BATCH,
+    )
+
+
+def record(directory):
+    """The rows without their timings."""
+    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in read_rows(directory)]
+
+
+def weights(directory):
+    return {path.name: path.read_bytes() for path in latest_checkpoint(directory).glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("steps", [1, 6, 7, 13, 19])
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(run, packed, tmp_path, precision, steps):
+    run = run.model_copy(update={"precision": precision})
+    train(run, tmp_path / "whole", packed, None, Observer())
+    with pytest.raises(Interrupted, match=rf"saved at {steps * BATCH:,} tokens"):
+        train(run, tmp_path / "parts", packed, None, Observer(stop_after=steps))
+    assert not (tmp_path / "parts" / FINISHED).exists()
+    train(run, tmp_path / "parts", packed, None, Observer())
+    assert record(tmp_path / "parts") == record(tmp_path / "whole")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_a_killed_run_resumes_bitwise(run, packed, tmp_path):
+    """kill -9 at several instants of a real process, checkpoint writing among them."""
+    train(run, tmp_path / "whole", packed, None, Observer())
+    (tmp_path / "run.json").write_text(run.model_dump_json())
+    code = (
+        "import sys, time, torch; from pathlib import Path; torch.set_num_threads(2)\n"
+        "from outgrow.data.packed import open_packed; from outgrow.training.config import RunConfig\n"
+        "from outgrow.training.loop import train\n"
+        "class O:\n    def row(self, row): print('row', flush=True); time.sleep(0.05)\n    def stop(self): return False\n"
+        "run = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"
+        "train(run, Path(sys.argv[2]), open_packed(Path(sys.argv[3])), None, O())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run.json"), str(tmp_path / "killed"), str(packed.directory)]
+    for rows in (3, 9):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            for _ in range(rows):
+                assert process.stdout.readline() == "row\n"
+            time.sleep(0.01 * rows)
+            process.send_signal(signal.SIGKILL)
+    train(run, tmp_path / "killed", packed, None, Observer())
+    assert record(tmp_path / "killed") == record(tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_a_checkpoint_is_a_hugging_face_directory(run, packed, tmp_path):
+    train(run, tmp_path / "run", packed, None, Observer())
+    place = checkpoint_at(tmp_path / "run", run.tokens)
+    model = AutoModelForCausalLM.from_pretrained(place)
+    assert model.num_parameters() > 0
+    assert AutoTokenizer.from_pretrained(place).decode([1]) is not None
+    names = set(load_file(place / "model.safetensors"))
+    assert names == set(load_file(place / "exp_avg.safetensors")) == set(load_file(place / "exp_avg_sq.safetensors"))
+
+
+def test_micro_batches_add_up_to_the_batch(run, packed, tmp_path):
+    train(run.model_copy(update={"precision": "fp32"}), tmp_path / "one", packed, None, Observer())
+    train(run.model_copy(update={"precision": "fp32", "micro_batch_tokens": 16}), tmp_path / "four", packed, None, Observer())
+    for one, four in zip(record(tmp_path / "one"), record(tmp_path / "four"), strict=True):
+        assert one.keys() == four.keys()
+        assert all(one[key] == pytest.approx(four[key], rel=1e-3) for key in one)
+
+
+def test_training_learns(run, packed, tmp_path):
+    train(run.model_copy(update={"tokens": 80 * BATCH}), tmp_path / "run", packed, None, Observer())
+    losses = [row["validation_loss"] for row in record(tmp_path / "run") if "validation_loss" in row]
+    assert losses[0] > math.log(300) - 0.5
+    assert losses[-1] < losses[0] - 1.5
+
+
+def test_the_record_has_a_row_a_step_with_flops_that_add_up(run, packed, tmp_path):
+    train(run, tmp_path / "run", packed, None, Observer())
+    rows = record(tmp_path / "run")
+    steps = [row for row in rows if "loss" in row]
+    assert [row["tokens"] for row in steps] == [BATCH * (n + 1) for n in range(20)]
+    assert [row["tokens"] for row in rows if "validation_loss" in row] == [0, 7 * BATCH, 14 * BATCH, 20 * BATCH]
+    per_token = {row["flops"] / row["tokens"] for row in steps}
+    assert len(per_token) == 1
+    assert json.loads((tmp_path / "run" / FINISHED).read_text()) == {"tokens": 20 * BATCH, "flops": steps[-1]["flops"]}
+
+
+def test_only_wanted_checkpoints_stay(run, packed, tmp_path):
+    train(run.model_copy(update={"keep": (4 * BATCH, 11 * BATCH)}), tmp_path / "run", packed, None, Observer())
+    kept = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == [4 * BATCH, 11 * BATCH, 20 * BATCH]
+
+
+def test_matrices_decay_and_vectors_do_not(make_model):
+    from outgrow.arch import LLAMA
+    from outgrow.training.optim import adamw
+
+    model = make_model(attention_bias=True)
+    optimizer = adamw(AdamWConfig(learning_rate=1e-3), dict(model.named_parameters()), LLAMA, model.config.to_dict())
+    decayed, plain = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
+    assert decayed == {id(p) for p in model.parameters() if p.ndim == 2}
+    assert plain == {id(p) for p in model.parameters() if p.ndim == 1}
+
+
+def test_a_full_disk_during_a_checkpoint_loses_no_earlier_one(run, packed, tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        if path.parent.name.startswith(f".{12 * BATCH:015d}"):
+            raise OSError(28, "No space left on device")
+        real(tensors, path, metadata=metadata)
+
+    real = state.save_file
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(run, tmp_path / "run", packed, None, Observer())
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"{6 * BATCH:015d}"]
+    monkeypatch.undo()
+    train(run, tmp_path / "run", packed, None, Observer())
+    train(run, tmp_path / "whole", packed, None, Observer())
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_too_little_data_is_said_with_both_numbers(run, packed, tmp_path):
+    long = run.model_copy(update={"tokens": 10**6 * BATCH})
+    with pytest.raises(OutgrowError, match=r"reads 64,000,000 tokens, and the corpus has [\d,]+; .* data.epochs: \d+"):
+        train(long, tmp_path / "run", packed, None, Observer())
+    wide = run.model_copy(update={"batch_tokens": 10**6})
+    with pytest.raises(OutgrowError, match=r"too few for one batch of 1,000,000"):
+        train(wide, tmp_path / "run", packed, None, Observer())
+    repeating = run.model_copy(update={"data": run.data.model_copy(update={"epochs": 10**6}), "tokens": 20 * BATCH})
+    train(repeating, tmp_path / "repeating", packed, None, Observer())
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(run, packed, tmp_path):
+    hot = run.model_copy(update={"optimizer": AdamWConfig(learning_rate=1e30)})
+    with pytest.raises(OutgrowError, match="lower optimizer.learning_rate"):
+        train(hot, tmp_path / "run", packed, None, Observer())
+    assert not (tmp_path / "run" / FINISHED).exists()
+
+
+def test_a_vocabulary_larger_than_the_models_is_refused(run, packed, tmp_path):
+    with pytest.raises(OutgrowError, match=r"vocabulary is smaller than data.vocab \(300\)"):
+        train(run.model_copy(update={"model": {**ODD, "vocab_size": 299}}), tmp_path / "run", packed, None, Observer())
+
+
+@given(seen=st.integers(0, 99), kind=st.sampled_from(["wsd", "cosine", "constant"]))
+def test_schedules_stay_between_final_and_peak(seen, kind):
+    schedule = ScheduleConfig(kind=kind, warmup_tokens=10, decay_tokens=20 if kind == "wsd" else 0, final=0.1)
+    share = share_of_peak(schedule, seen, 1, 100)
+    assert 0 < share <= 1
+    if 10 <= seen <= 80:
+        assert share == 1 or kind == "cosine"
+
+
+def test_schedules_at_their_corners():
+    wsd = ScheduleConfig(warmup_tokens=10, decay_tokens=20)
+    assert share_of_peak(wsd, 0, 1, 100) == pytest.approx(0.1)
+    assert share_of_peak(wsd, 90, 1, 100) == pytest.approx(0.5)
+    assert share_of_peak(wsd, 99, 1, 100) == pytest.approx(0.05)
+    cosine = ScheduleConfig(kind="cosine", warmup_tokens=10, final=0.1)
+    assert share_of_peak(cosine, 10, 1, 100) == pytest.approx(1)
+    assert share_of_peak(cosine, 55, 1, 100) == pytest.approx(0.55)
+    assert share_of_peak(cosine, 100, 1, 100) == pytest.approx(0.1)
+
+
+GOOD = {"model": ODD, "tokens": 512, "batch_tokens": 512, "optimizer": {"learning_rate": 1e-3}}
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ({"tokns": 1}, r"unknown key 'tokns'; did you mean 'tokens'\?"),
+        ({"optimizer": {"learning_rat": 1}}, r"'optimizer.learning_rate' is missing; unknown key 'optimizer.learning_rat'; did you mean 'learning_rate'\?"),
+        ({"data": {"contxt": 2}}, r"unknown key 'data.contxt'; did you mean 'context'\?"),
+        ({"tokens": 0}, "'tokens' should be greater than or equal to 1, not 0"),
+        ({"tokens": "many"}, "'tokens' should be"),
+        ({"tokens": 513}, "not multiples of batch_tokens"),
+        ({"batch_tokens": 500}, "not a multiple of data.context"),
+        ({"micro_batch_tokens": 384}, "must be a multiple of data.context"),
+        ({"model": None}, "exactly one of 'model'"),
+        ({"schedule": {"kind": "cosine", "decay_tokens": 5}}, "has no effect with schedule.kind 'cosine'"),
+        ({"model": None, "start": {}}, "exactly one of 'run' and 'checkpoint'"),
+        ({"model": None, "start": {"checkpoint": "x", "tokens": 5}}, "remove it"),
+        ({"model": None, "start": {"checkpoint": "x", "knobs": {"factor": 4}}}, "no effect without start.operator"),
+        ({"model": None, "start": {"checkpoint": "x", "operator": "stack", "optimizer": "carry"}}, "cannot be combined with growth"),
+        ({"name": "../escape"}, "'name' should"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_run_are_told(edits, message):
+    with pytest.raises(OutgrowError, match=message):
+        parse(RunConfig, {**GOOD, **edits}, where="'run.yaml'")
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(OutgrowError) as error:
+        parse(RunConfig, {**GOOD, "tokns": 1, "seed": -1, "precision": "fp8"}, where="'run.yaml'")
+    assert all(word in str(error.value) for word in ("tokns", "seed", "precision"))
+    assert "\n" not in str(error.value)
+
+
+def test_identity_is_of_what_changes_the_result():
+    run = RunConfig(**GOOD)
+    for edit in ({"name": "other"}, {"validate_every": 3}, {"save_every": 3}, {"keep": (512,)}):
+        assert run.model_copy(update=edit).identity() == run.identity()
+    for edit in ({"seed": 1}, {"tokens": 1024}, {"precision": "fp32"}, {"model": {**ODD, "num_hidden_layers": 2}}):
+        assert run.model_copy(update=edit).identity() != run.identity()
+
+
+def test_the_environment_is_clean_after_a_run(run, packed, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    train(run, tmp_path / "run", packed, None, Observer())
+    assert torch.equal(torch.rand(1), expected)
+    assert not [name for name in os.listdir(tmp_path / "run" / "checkpoints") if name.startswith(".")]
+    shutil.rmtree(tmp_path / "run")
