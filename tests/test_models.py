@@ -6,8 +6,11 @@ import torch.nn.functional as F
 
 from outgrow.errors import OutgrowError
 from outgrow.models import loss as losses
+from outgrow.models.build import initialised, resolved
 from outgrow.models.decoder import Decoder
 from outgrow.models.loss import next_token_loss
+
+from .conftest import ODD
 
 VARIANTS = [
     {},
@@ -71,3 +74,20 @@ def test_bf16_training_loss_is_that_of_transformers_under_autocast(make_model, t
 def test_what_the_decoder_does_not_compute_is_refused(make_model, edits, message):
     with pytest.raises(OutgrowError, match=message):
         Decoder(make_model(**edits), torch.float32)
+
+
+def test_weights_are_drawn_from_seed_and_name_at_their_scale():
+    config = resolved({**ODD, "hidden_size": 192, "intermediate_size": 512, "attention_bias": True, "initializer_range": 0.02})
+    one, again, other = (dict(initialised(config, seed).named_parameters()) for seed in (0, 0, 1))
+    shallow = dict(initialised(config | {"num_hidden_layers": 1}, 0).named_parameters())
+    name = "model.layers.0.mlp.gate_proj.weight"
+    assert torch.equal(one[name], again[name])
+    assert torch.equal(one[name], shallow[name])
+    assert not torch.equal(one[name], other[name])
+    assert not torch.equal(one[name], one[name.replace("gate", "up")])
+    assert one[name].std().item() == pytest.approx(192**-0.5, rel=0.02)
+    assert one["model.layers.0.mlp.down_proj.weight"].std().item() == pytest.approx((512 * 6) ** -0.5, rel=0.02)
+    assert one["lm_head.weight"].std().item() == pytest.approx(192**-0.5, rel=0.03)
+    assert one["model.embed_tokens.weight"].std().item() == pytest.approx(0.02, rel=0.03)
+    assert (one["model.norm.weight"] == 1).all()
+    assert (one["model.layers.0.self_attn.q_proj.bias"] == 0).all()
