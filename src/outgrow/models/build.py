@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from outgrow.arch import Spec, arch_for
+from outgrow.arch import arch_for
 from outgrow.config import hash_of, suggestion
 from outgrow.errors import OutgrowError
 
@@ -32,27 +31,21 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
 def initialised(config: Mapping[str, Any], seed: int) -> Any:
     """A model with random weights in fp32, each tensor drawn from the seed and its own name.
 
-    A matrix has standard deviation 1/sqrt(fan-in), and 1/sqrt(2 x layers) of that where it ends a residual branch (GPT-2);
-    the embedding has the config's `initializer_range`; gains are one and biases zero.
+    Every matrix has the config's `initializer_range` as its standard deviation, and 1/sqrt(2 x layers) of it where it ends
+    a residual branch (GPT-2); gains are one and biases zero.
     """
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
-    arch, sizes = arch_for(config), arch_for(config).sizes(config)
+    arch = arch_for(config)
     parameters = dict(model.named_parameters())
     for tensor in arch.tensors(config):
-        deviation = _deviation(tensor.spec, sizes, arch.layers(config), config["initializer_range"])
+        deviation = config["initializer_range"] if tensor.spec.decays else 0.0
+        if tensor.spec.ends_branch:
+            deviation *= (2 * arch.layers(config)) ** -0.5
         generator = torch.Generator().manual_seed(int(hash_of([seed, tensor.name]), 16))
         with torch.no_grad():
             parameters[tensor.name].normal_(1.0 if tensor.spec.is_gain else 0.0, deviation, generator=generator)
     return model
-
-
-def _deviation(spec: Spec, sizes: Mapping[str, int], layers: int, embedding: float) -> float:
-    """The standard deviation that a tensor is drawn with."""
-    if not spec.multiplies:
-        return embedding if spec.decays else 0.0
-    fan_in = math.prod(sizes[space] for axis in spec.axes if axis.role == "read" for space in axis.spaces)
-    return fan_in**-0.5 * ((2 * layers) ** -0.5 if spec.ends_branch else 1.0)
 
 
 def loaded(directory: Path) -> Any:
