@@ -58,15 +58,18 @@ def make_checkpoint(make_model: Callable[..., Any], tmp_path: Path) -> Callable[
     return make
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """A folder of distinct small texts."""
-    folder = tmp_path / "corpus"
+def write_corpus(folder: Path) -> Path:
+    """Fills a folder with distinct small texts."""
     folder.mkdir()
     for number in range(120):
         lines = [f"def function_{number}_{line}(value):\n    return value * {number} + {line}\n" for line in range(25)]
         (folder / f"module_{number:03d}.py").write_text("\n".join(lines))
     return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus")
 
 
 @pytest.fixture

@@ -133,7 +133,9 @@ def test_dead_blocks_are_found(make_model, tokens):
         model.model.layers[1].mlp.gate_proj.weight.zero_()
         model.model.layers[1].mlp.up_proj.weight.zero_()
     dead = untrained(*three_steps(model, tokens))
-    assert dead == [f"model.layers.1.{name}.weight" for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "post_attention_layernorm")]
+    assert dead == [
+        f"model.layers.1.{name}.weight" for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "post_attention_layernorm")
+    ]
 
 
 def test_a_plan_survives_json():

@@ -19,17 +19,17 @@ from outgrow.lab.outcome import cost, figure, read_outcome
 from outgrow.lab.report import sentence, write_report
 from outgrow.lab.runs import execute, final_checkpoint, finished, flops_before, in_order, lineage, own_flops, place, read_result
 from outgrow.lab.speedup import SpeedUp, equal_loss, flops_at, interval
-from outgrow.training.config import Start
+from outgrow.training.config import ScheduleConfig, Start
 from outgrow.training.loop import read_rows
 
-from .conftest import ODD
+from .conftest import ODD, write_corpus
 from .test_training import Observer
 
 BATCH = 64
 
 
-@pytest.fixture
-def recipe(corpus):
+def tiny(corpus):
+    """A comparison of a few dozen steps."""
     return Comparison(
         model={**ODD, "vocab_size": 300, "num_hidden_layers": 4, "initializer_range": 0.06},
         data={"corpus": str(corpus), "vocab": 300, "context": 16, "validation_share": 0.1, "validation_tokens": 256},
@@ -45,8 +45,15 @@ def recipe(corpus):
 
 
 @pytest.fixture
-def done(recipe, tmp_path):
-    root = tmp_path / "runs"
+def recipe(corpus):
+    return tiny(corpus)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """The tiny comparison, finished; whoever changes its files works on a copy."""
+    folder = tmp_path_factory.mktemp("lab")
+    recipe, root = tiny(write_corpus(folder / "corpus")), folder / "runs"
     for run in in_order(recipe.runs((0, 1))):
         execute(run, root, Observer())
     return read_outcome(recipe, (0, 1), root)
@@ -121,20 +128,18 @@ def test_both_arms_read_the_same_tokens_and_differ_in_nothing_else(recipe):
     assert grown.optimizer == scratch.optimizer.model_copy(update={"learning_rate": recipe.learning_rates.target})
 
 
-def test_the_ledger_counts_the_base(done, recipe):
-    outcome = done
-    base, target = (outcome.result(run) for run in lineage(recipe.trunk("grown", 0)))
-    scratch = outcome.result(recipe.trunk("scratch", 0))
+def test_the_ledger_counts_the_base(outcome):
+    base, target = (outcome.result(run) for run in lineage(outcome.recipe.trunk("grown", 0)))
+    scratch = outcome.result(outcome.recipe.trunk("scratch", 0))
     assert target.flops == own_flops(base.config) + own_flops(target.config) == flops_before(target.config) + own_flops(target.config)
     assert target.flops < scratch.flops == own_flops(scratch.config)
-    branch = outcome.result(recipe.branch("grown", 0, 20 * BATCH))
+    branch = outcome.result(outcome.recipe.branch("grown", 0, 20 * BATCH))
     per_token = own_flops(target.config) / (20 * BATCH)
     assert branch.flops == own_flops(base.config) + 10 * BATCH * per_token
 
 
-def test_the_target_begins_where_the_base_was_left(done, recipe):
-    outcome = done
-    target = outcome.result(recipe.trunk("grown", 0))
+def test_the_target_begins_where_the_base_was_left(outcome):
+    target = outcome.result(outcome.recipe.trunk("grown", 0))
     assert target.steps[0]["tokens"] == 11 * BATCH
     grown = target.directory / "start"
     receipt = read_lineage(grown)
@@ -144,9 +149,8 @@ def test_the_target_begins_where_the_base_was_left(done, recipe):
     assert json.loads((grown / "config.json").read_text())["num_hidden_layers"] == 4
 
 
-def test_a_branch_carries_the_optimizer_and_starts_at_its_trunks_loss(done, recipe):
-    outcome = done
-    trunk, branch = outcome.result(recipe.trunk("scratch", 0)), outcome.result(recipe.branch("scratch", 0, 40 * BATCH))
+def test_a_branch_carries_the_optimizer_and_starts_at_its_trunks_loss(outcome):
+    trunk, branch = outcome.result(outcome.recipe.trunk("scratch", 0)), outcome.result(outcome.recipe.branch("scratch", 0, 40 * BATCH))
     same = next(row for row in trunk.validation if row["tokens"] == 30 * BATCH)
     assert branch.validation[0] == same
 
@@ -156,15 +160,14 @@ def test_a_branch_at_constant_rate_is_the_trunk_going_on(recipe, tmp_path):
     whole = recipe.trunk("scratch", 0)
     half = whole.model_copy(update={"tokens": 16 * BATCH})
     start = Start(run=half, optimizer="carry")
-    rest = whole.model_copy(update={"model": None, "start": start, "schedule": recipe.branch("scratch", 0, 40 * BATCH).schedule.model_copy(update={"decay_tokens": 0})})
+    rest = whole.model_copy(update={"model": None, "start": start, "schedule": ScheduleConfig()})
     for run in in_order([whole, rest]):
         execute(run, tmp_path, Observer())
     assert read_result(rest, tmp_path).final_loss == read_result(whole, tmp_path).final_loss
 
 
-def test_a_finished_run_is_never_run_twice(done, recipe):
-    outcome = done
-    run = recipe.trunk("scratch", 0)
+def test_a_finished_run_is_never_run_twice(outcome):
+    run = outcome.recipe.trunk("scratch", 0)
     root = outcome.result(run).directory.parent
 
     class Forbidden:
@@ -187,33 +190,30 @@ def test_an_interrupted_comparison_goes_on(recipe, tmp_path):
     assert read_outcome(recipe, (0,), tmp_path).annealed("grown", 0)
 
 
-def test_the_seed_moves_the_numbers(done, recipe):
-    outcome = done
+def test_the_seed_moves_the_numbers(outcome):
     assert outcome.annealed("grown", 0) != outcome.annealed("grown", 1)
     assert [flops for flops, _ in outcome.annealed("grown", 0)] == [flops for flops, _ in outcome.annealed("grown", 1)]
 
 
-def test_a_missing_checkpoint_of_a_parent_is_told(done, recipe):
-    outcome = done
-    root = outcome.result(recipe.trunk("scratch", 0)).directory.parent
-    shutil.rmtree(final_checkpoint(recipe.trunk("scratch", 0), root).parent)
-    other = recipe.model_copy(update={"decay_share": 0.5}).branch("scratch", 0, 40 * BATCH)
-    shutil.rmtree(place(recipe.branch("scratch", 0, 40 * BATCH), root))
+def test_a_missing_checkpoint_of_a_parent_is_told(outcome, tmp_path):
+    trunk, branch = outcome.recipe.trunk("scratch", 0), outcome.recipe.branch("scratch", 0, 40 * BATCH)
+    root = shutil.copytree(outcome.result(trunk).directory.parent, tmp_path / "runs")
+    shutil.rmtree(final_checkpoint(trunk, root).parent)
+    shutil.rmtree(place(branch, root))
     with pytest.raises(OutgrowError, match=r"kept no checkpoint at 1,920 tokens; remove"):
-        execute(recipe.branch("scratch", 0, 40 * BATCH), root, Observer())
-    assert not finished(other, root)
+        execute(branch, root, Observer())
+    assert not finished(branch, root)
 
 
-def test_training_starts_from_a_directory_grown_by_hand(done, recipe, tmp_path):
+def test_training_starts_from_a_directory_grown_by_hand(outcome, tmp_path):
     from outgrow.checkpoint.grow import grow_directory
     from outgrow.checkpoint.huggingface import open_checkpoint
 
-    outcome = done
-    base = recipe.base(0)
-    root = outcome.result(base).directory.parent
+    base = outcome.recipe.base(0)
+    root = shutil.copytree(outcome.result(base).directory.parent, tmp_path / "runs")
     source = final_checkpoint(base, root)
     grow_directory(source, tmp_path / "grown", stack(open_checkpoint(source).config, 4))
-    trunk = recipe.trunk("grown", 0)
+    trunk = outcome.recipe.trunk("grown", 0)
     by_hand = trunk.model_copy(update={"start": Start(checkpoint=str(tmp_path / "grown"))})
     result = execute(by_hand, root, Observer())
     assert [row["loss"] for row in result.steps] == [row["loss"] for row in outcome.result(trunk).steps]
@@ -254,8 +254,7 @@ def test_the_built_in_recipe_keeps_its_promises():
     assert BUILT_IN.exists()
 
 
-def test_the_report_stands_alone_and_says_what_the_files_say(done, tmp_path):
-    outcome = done
+def test_the_report_stands_alone_and_says_what_the_files_say(outcome, tmp_path):
     write_report(outcome, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<script src=" not in page

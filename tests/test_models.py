@@ -90,3 +90,9 @@ def test_weights_are_drawn_from_seed_and_name_at_their_scale():
     assert one["model.layers.0.mlp.down_proj.weight"].std().item() == pytest.approx(0.02 * 6**-0.5, rel=0.02)
     assert (one["model.norm.weight"] == 1).all()
     assert (one["model.layers.0.self_attn.q_proj.bias"] == 0).all()
+
+
+def test_what_transformers_refuses_is_one_sentence():
+    with pytest.raises(OutgrowError, match="transformers refuses the model") as error:
+        resolved({**ODD, "num_attention_heads": 10, "num_key_value_heads": 2})
+    assert "\n" not in str(error.value)

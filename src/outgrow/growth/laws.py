@@ -29,7 +29,5 @@ def gradients_follow(plan: GrowthPlan, source: Mapping[str, Any], target: Mappin
     """
     sizes = plan.arch.sizes(plan.source_config)
     duals = {space: lift.dual() for space, lift in plan.lifts.items()}
-    errors = (
-        abs(transport(a.target.spec, source[a.source], duals, sizes) - target[a.target.name]).max() for a in plan.assignments()
-    )
+    errors = (abs(transport(a.target.spec, source[a.source], duals, sizes) - target[a.target.name]).max() for a in plan.assignments())
     return max(float(error) for error in errors)

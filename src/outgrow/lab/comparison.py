@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from outgrow.arch import arch_for
 from outgrow.config import Settings
 from outgrow.data.config import DataConfig
+from outgrow.models.build import ModelConfig
 from outgrow.training.config import AdamWConfig, RunConfig, ScheduleConfig, Start
 
 Arm = Literal["scratch", "grown"]
@@ -37,7 +38,7 @@ class LearningRates(Settings):
 class Comparison(Settings):
     """A recipe: a target model, how it is grown, and the budgets at which it meets the same model from scratch."""
 
-    model: dict[str, Any] = Field(description="the target: keys of a Hugging Face config.json")
+    model: ModelConfig = Field(description="the target: keys of a Hugging Face config.json")
     data: DataConfig = DataConfig()  # type: ignore[call-arg]
     factor: int = Field(4, ge=2, description="growth factor g of G_stack; the base has 1/g of the layers")
     growth_tokens: int = Field(ge=1, description="tokens of the base, d")

@@ -15,7 +15,6 @@ from outgrow.lab.outcome import Outcome, cost, figure, read_outcome
 from outgrow.lab.report import sentence, write_report
 from outgrow.lab.runs import finished, in_order
 from outgrow.lab.watch import execute_all
-from outgrow.models.build import resolved
 
 BUILT_IN = Path(str(resources.files("outgrow.lab"))) / "recipes" / "nano.yaml"
 
@@ -32,7 +31,6 @@ def open_recipe(path: Path | None) -> Recipe:
     """Reads a comparison recipe; the built-in one for None. The file it names as `tuning` must lie beside it."""
     path = path or BUILT_IN
     comparison = load(Comparison, path)
-    comparison = comparison.model_copy(update={"model": resolved(comparison.model)})
     tried = path.parent / Path(comparison.tuning).name if comparison.tuning else None
     return Recipe(comparison, tried)
 

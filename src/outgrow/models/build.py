@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import AfterValidator
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -16,16 +18,29 @@ from outgrow.config import hash_of, suggestion
 from outgrow.errors import OutgrowError
 
 
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The same keys of a config.json, if `transformers` can make a whole one of them and the arch table has its sizes."""
+    resolved(config)
+    return config
+
+
+ModelConfig = Annotated[dict[str, Any], AfterValidator(checked)]
+
+
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     """The whole config.json of a model, defaults filled in; refuses keys that its config class does not know."""
+    model_type = config.get("model_type")
     arch = arch_for(config)
-    model_type = config["model_type"]
     known = set(CONFIG_MAPPING[model_type]().to_dict()) | {"head_dim", "rope_theta"}
     for key in config:
         if key not in known:
             raise OutgrowError(f"unknown key 'model.{key}' for a '{model_type}' model{_nearest(key, known)}")
+    arch.layers(config)
     arch.sizes(config)
-    return AutoConfig.for_model(**config).to_dict()
+    try:
+        return AutoConfig.for_model(**config).to_dict()
+    except StrictDataclassError as error:
+        raise OutgrowError(f"transformers refuses the model: {' '.join(str(error).split())}") from None
 
 
 def initialised(config: Mapping[str, Any], seed: int) -> Any:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from outgrow.config import Settings, hash_of
 from outgrow.data.config import DataConfig
+from outgrow.models.build import ModelConfig
 
 
 class AdamWConfig(Settings):
@@ -65,7 +66,7 @@ class RunConfig(Settings):
     """One training run. Its identity is the hash of all of this but the name and how often it reports and saves."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="a label; not part of the identity")
-    model: dict[str, Any] | None = Field(None, description="keys of a Hugging Face config.json, 'model_type' among them")
+    model: ModelConfig | None = Field(None, description="keys of a Hugging Face config.json, 'model_type' among them")
     start: Start | None = None
     data: DataConfig = DataConfig()  # type: ignore[call-arg]
     tokens: int = Field(ge=1, description="clock at which the run ends, its ancestors' tokens included")
