@@ -67,7 +67,7 @@ def execute_all(wanted: Iterable[RunConfig], root: Path, console: Console | None
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeLeft())
     results: dict[str, Result] = {}
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=sum(costs.values()), completed=found, found=found, began=time.monotonic())
+        task = progress.add_task("", total=sum(costs.values()), completed=int(found), found=found, began=time.monotonic())
         watch = Watch(progress, task, done=found)
         with _ctrl_c(watch):
             for number, run in enumerate(runs):

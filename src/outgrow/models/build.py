@@ -29,8 +29,8 @@ ModelConfig = Annotated[dict[str, Any], AfterValidator(checked)]
 
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     """The whole config.json of a model, defaults filled in; refuses keys that its config class does not know."""
-    model_type = config.get("model_type")
     arch = arch_for(config)
+    model_type = config["model_type"]
     known = set(CONFIG_MAPPING[model_type]().to_dict()) | {"head_dim", "rope_theta"}
     for key in config:
         if key not in known:
