@@ -12,8 +12,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from outgrow.config import parse
 from outgrow.errors import OutgrowError
 from outgrow.files import write_json
@@ -60,7 +58,6 @@ def main() -> None:
     arguments.add_argument("--only", default="", help="run the questions that contain this text, and write no table")
     options = arguments.parse_args()
     root = options.runs
-    transformers.utils.logging.disable_progress_bar()
     recipe = open_recipe(BUILT_IN).comparison
     budget = max(recipe.budgets)
     rows = []

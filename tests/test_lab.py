@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
@@ -272,3 +273,25 @@ def test_the_report_stands_alone_and_says_what_the_files_say(outcome, tmp_path):
 def test_a_report_needs_its_runs(recipe, tmp_path):
     with pytest.raises(OutgrowError, match="is not finished in"):
         read_outcome(recipe, (0,), tmp_path)
+
+
+def test_every_question_of_the_tuning_study_is_a_valid_recipe():
+    """Dry run: each setting parses, and each question holds the chosen value among at least two others."""
+    path = BUILT_IN.parents[4] / "studies" / "nano_tuning.py"
+    specification = importlib.util.spec_from_file_location("nano_tuning", path)
+    study = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(study)
+    recipe = open_recipe(None).comparison
+    for _, arm, setting, values in study.QUESTIONS:
+        runs = [study.edited(recipe, setting, value).branch(arm, 0, max(recipe.budgets)) for value in values]
+        assert len({run.identity() for run in runs}) == len(values)
+        assert recipe.branch(arm, 0, max(recipe.budgets)).identity() in {run.identity() for run in runs}
+        if "learning rate" in setting.replace("_", " "):
+            assert len(values) >= 3
+
+
+def test_the_committed_tuning_table_is_of_this_recipe():
+    tried = json.loads(open_recipe(None).tried.read_text())
+    recipe = open_recipe(None).comparison
+    chosen = {row["run"] for row in tried["rows"] if row["chosen"]}
+    assert chosen == {recipe.branch(arm, 0, max(recipe.budgets)).identity() for arm in ("scratch", "grown")}

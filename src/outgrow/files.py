@@ -67,5 +67,15 @@ def _remove_leftovers(target: Path) -> None:
     """Removes what killed processes left of `target`; a living process keeps its own."""
     for leftover in target.parent.glob(f".{target.name}.partial-*"):
         pid = leftover.name.rpartition("-")[2]
-        if not Path(f"/proc/{pid}").exists() or pid == str(os.getpid()):
+        if pid == str(os.getpid()) or not _alive(pid):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 import plotly.graph_objects as go
 
+from outgrow.arch import arch_for
 from outgrow.files import flush, read_json
 from outgrow.lab.outcome import ARMS, Figure, Outcome, cost, figure
 from outgrow.lab.runs import parent_of
@@ -29,6 +30,7 @@ def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> Non
     page = environment.get_template("report.html.j2").render(
         outcome=outcome,
         recipe=outcome.recipe,
+        base_layers=arch_for(outcome.recipe.model).layers(outcome.recipe.base_model()),
         annealed=figure(outcome.speed_ups("annealed")),
         constant=figure(outcome.speed_ups("constant")),
         sentence=sentence(figure(outcome.speed_ups("annealed")), len(outcome.seeds)),
@@ -72,7 +74,10 @@ def draw(outcome: Outcome) -> go.Figure:
                     x=[one.grown_flops, one.scratch_flops],
                     y=[one.loss, one.loss],
                     name="equal loss",
-                    mode="lines+markers",
+                    mode="lines+markers+text",
+                    text=[f"{one.speed_up:+.1%} ", ""],
+                    textposition="middle left",
+                    textfont={"color": "#dc2626"},
                     line={"color": "#dc2626", "width": 2},
                     marker={"symbol": "line-ns-open", "size": 14},
                     legendgroup="crossing",
@@ -82,10 +87,10 @@ def draw(outcome: Outcome) -> go.Figure:
             )
     drawn.update_layout(
         template="simple_white",
-        height=520,
+        height=560,
         margin={"l": 60, "r": 16, "t": 16, "b": 60},
-        legend={"orientation": "h", "y": -0.2, "x": 0, "yanchor": "top"},
-        xaxis={"title": "training FLOPs, ancestors included", "type": "log", "exponentformat": "power"},
+        legend={"orientation": "h", "y": -0.3, "x": 0, "yanchor": "top"},
+        xaxis={"title": "training FLOPs, ancestors included", "type": "log", "dtick": "D2", "exponentformat": "power"},
         yaxis={"title": "held-out loss, nats per token"},
         font={"family": "system-ui, sans-serif", "size": 14},
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
@@ -58,6 +59,7 @@ class Watch:
 def execute_all(wanted: Iterable[RunConfig], root: Path, console: Console | None = None) -> dict[str, Result]:
     """Executes runs and their ancestors, parents first, with one bar for all; returns identity -> result."""
     console = console or Console(stderr=True)
+    transformers.utils.logging.disable_progress_bar()  # one bar is enough
     runs = in_order(wanted)
     for data in {run.data.model_dump_json(): run.data for run in runs if not finished(run, root)}.values():
         with console.status(f"packing the corpus '{data.corpus}'"):
