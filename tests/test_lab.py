@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outgrow.checkpoint.lineage import read_lineage
-from outgrow.config import parse
+from outgrow.config import load, parse
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.growth.operators import stack
 from outgrow.growth.plan import GrowthPlan
@@ -20,13 +20,14 @@ from outgrow.lab.outcome import cost, figure, read_outcome
 from outgrow.lab.report import sentence, write_report
 from outgrow.lab.runs import execute, final_checkpoint, finished, flops_before, in_order, lineage, own_flops, place, read_result
 from outgrow.lab.speedup import SpeedUp, equal_loss, flops_at, interval
-from outgrow.training.config import ScheduleConfig, Start
+from outgrow.training.config import RunConfig, ScheduleConfig, Start
 from outgrow.training.loop import read_rows
 
 from .conftest import ODD, write_corpus
 from .test_training import Observer
 
 BATCH = 64
+COMMITTED_SEEDS = (0, 1, 2, 3, 4)
 
 
 def tiny(corpus):
@@ -191,6 +192,22 @@ def test_an_interrupted_comparison_goes_on(recipe, tmp_path):
     assert read_outcome(recipe, (0,), tmp_path).annealed("grown", 0)
 
 
+def test_a_runs_own_file_is_a_run(outcome):
+    """run.json, ancestors inside, is a valid argument of `outgrow train` with the same identity."""
+    for result in outcome.runs():
+        assert load(RunConfig, result.directory / "run.json").identity() == result.config.identity()
+
+
+def test_a_start_that_does_not_fit_the_steps_is_refused(outcome, tmp_path):
+    base = outcome.recipe.base(0)
+    root = shutil.copytree(outcome.result(base).directory.parent, tmp_path / "runs")
+    start = Start(checkpoint=str(final_checkpoint(base, root)), operator="stack", knobs={"factor": 4})
+    for edits in ({"batch_tokens": 48, "tokens": 48 * 60}, {"tokens": 10 * BATCH}):
+        run = RunConfig(start=start, data=base.data, optimizer=base.optimizer, **{"batch_tokens": BATCH, **edits})
+        with pytest.raises(OutgrowError, match=r"starts at 640 tokens; its end \([\d,]+\) must lie beyond"):
+            execute(run, root, Observer())
+
+
 def test_the_seed_moves_the_numbers(outcome):
     assert outcome.annealed("grown", 0) != outcome.annealed("grown", 1)
     assert [flops for flops, _ in outcome.annealed("grown", 0)] == [flops for flops, _ in outcome.annealed("grown", 1)]
@@ -295,3 +312,13 @@ def test_the_committed_tuning_table_is_of_this_recipe():
     recipe = open_recipe(None).comparison
     chosen = {row["run"] for row in tried["rows"] if row["chosen"]}
     assert chosen == {recipe.branch(arm, 0, max(recipe.budgets)).identity() for arm in ("scratch", "grown")}
+
+
+def test_the_readme_quotes_what_the_committed_runs_say():
+    """No number without its run: the README's finding is rebuilt from studies/results."""
+    root = BUILT_IN.parents[4]
+    outcome = read_outcome(open_recipe(None).comparison, COMMITTED_SEEDS, root / "studies" / "results" / "nano")
+    readme = " ".join((root / "README.md").read_text().split())
+    assert sentence(figure(outcome.speed_ups("annealed")), len(COMMITTED_SEEDS)) in readme
+    constant = figure(outcome.speed_ups("constant"))
+    assert f"un-annealed {constant.speed_up:+.1%}" in readme

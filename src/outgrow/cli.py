@@ -19,14 +19,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs and packed data are kept and found again.")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="A comparison recipe (YAML); the built-in one if not given.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, such as 0 or 0,1,2; three or more give an interval.")]
+Page = Annotated[Path | None, typer.Option("--output", help="Where the report goes; RUNS/report.html if not given.")]
 
 
 @app.command()
 def demo(
     runs: Runs = Path("runs"),
-    recipe: Annotated[Path | None, typer.Option(help="A comparison recipe (YAML); the built-in one if not given.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, such as 0 or 0,1,2; three or more give an interval.")] = "0",
-    report: Annotated[Path | None, typer.Option(help="Where the report goes; RUNS/report.html if not given.")] = None,
+    recipe: Recipe = None,
+    seeds: Seeds = "0",
+    output: Page = None,
 ) -> None:
     """Train a base, grow it, train the target and the same target from scratch; print and report the speed-up.
 
@@ -34,7 +37,7 @@ def demo(
     """
     from outgrow.lab.demo import run_demo
 
-    run_demo(recipe, _seeds(seeds), runs, report or runs / "report.html")
+    run_demo(recipe, _seeds(seeds), runs, output or runs / "report.html")
 
 
 @app.command()
@@ -81,9 +84,9 @@ def grow(
 @app.command()
 def report(
     runs: Runs = Path("runs"),
-    recipe: Annotated[Path | None, typer.Option(help="The comparison recipe (YAML); the built-in one if not given.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, such as 0 or 0,1,2.")] = "0",
-    output: Annotated[Path | None, typer.Option(help="Where the report goes; RUNS/report.html if not given.")] = None,
+    recipe: Recipe = None,
+    seeds: Seeds = "0",
+    output: Page = None,
 ) -> None:
     """Write the report of a finished comparison, from its files alone."""
     from outgrow.lab.demo import open_recipe, show

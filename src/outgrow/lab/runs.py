@@ -15,7 +15,7 @@ from outgrow.errors import OutgrowError
 from outgrow.files import read_json, write_json
 from outgrow.growth.operators import make_plan
 from outgrow.training.config import RunConfig
-from outgrow.training.loop import FINISHED, Observer, Row, checkpoint_at, latest_checkpoint, read_rows, train
+from outgrow.training.loop import FINISHED, Observer, Row, checkpoint_at, read_rows, train
 
 CONFIG, GROWN, ENVIRONMENT = "run.json", "start", "environment.json"
 
@@ -83,8 +83,7 @@ def execute(run: RunConfig, root: Path, observer: Observer) -> Result:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / CONFIG, run.model_dump(mode="json"))
         write_json(directory / ENVIRONMENT, environment(packed))
-        resuming = latest_checkpoint(directory) is not None
-        train(run, directory, packed, None if resuming and not run.start else _start(run, root), observer)
+        train(run, directory, packed, _start(run, root), observer)
     return read_result(run, root)
 
 

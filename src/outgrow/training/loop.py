@@ -129,8 +129,11 @@ def _open(config: RunConfig, directory: Path, packed: Packed, start: Path | None
         restore_optimizer(latest, model, optimizer)
     elif start and config.start and config.start.optimizer == "carry":
         clock = Clock(clock.tokens, clock.flops, restore_optimizer(start, model, optimizer))
-    if clock.tokens >= config.tokens and not latest:
-        raise OutgrowError(f"'{config.name}' ends at {config.tokens:,} tokens, and its start is at {clock.tokens:,}; raise tokens")
+    if first >= config.tokens or first % config.batch_tokens:
+        raise OutgrowError(
+            f"'{config.name}' starts at {first:,} tokens; its end ({config.tokens:,}) must lie beyond, and its batch_tokens "
+            f"({config.batch_tokens:,}) must divide the start"
+        )
     _forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
     flops = flops_per_token(arch, model_config, config.data.context)
