@@ -22,17 +22,17 @@ from outgrow.lab.watch import execute_all
 
 # (question, arm, path of the setting in the recipe, values)
 QUESTIONS: list[tuple[str, Arm, str, list[Any]]] = [
-    ("scratch: learning rate", "scratch", "learning_rates.scratch", [0.003, 0.006, 0.012, 0.024]),
+    ("scratch: learning rate", "scratch", "learning_rates.scratch", [0.006, 0.012, 0.024]),
+    ("scratch: share of the budget that decays", "scratch", "decay_share", [0.2, 0.4, 0.6]),
     ("scratch: batch, tokens", "scratch", "batch_tokens", [1024, 2048, 4096]),
-    ("scratch: initial deviation", "scratch", "model.initializer_range", [0.02, 0.06, 0.14]),
-    ("scratch: share of the budget that decays", "scratch", "decay_share", [0.1, 0.2, 0.4]),
+    ("scratch: initial deviation", "scratch", "model.initializer_range", [0.06, 0.14]),
     ("scratch: weight decay", "scratch", "weight_decay", [0.0, 0.1, 0.3]),
     ("scratch: beta2", "scratch", "beta2", [0.95, 0.99]),
-    ("grown: learning rate of the base", "grown", "learning_rates.base", [0.003, 0.006, 0.012, 0.024]),
-    ("grown: learning rate of the target", "grown", "learning_rates.target", [0.003, 0.006, 0.012, 0.024]),
-    ("grown: tokens of the base, d", "grown", "growth_tokens", [200_000, 400_000, 600_000, 850_000]),
-    ("grown: batch, tokens", "grown", "batch_tokens", [1024, 2048, 4096]),
-    ("grown: initial deviation", "grown", "model.initializer_range", [0.02, 0.06, 0.14]),
+    ("grown: learning rate of the base", "grown", "learning_rates.base", [0.006, 0.012, 0.024]),
+    ("grown: learning rate of the target", "grown", "learning_rates.target", [0.006, 0.012, 0.024]),
+    ("grown: tokens of the base, d", "grown", "growth_tokens", [400_000, 600_000, 800_000]),
+    ("grown: share of the budget that decays", "grown", "decay_share", [0.2, 0.4, 0.6]),
+    ("grown: initial deviation", "grown", "model.initializer_range", [0.06, 0.14]),
 ]
 RULE = (
     "One factor at a time around the chosen setting, seed 0, annealed held-out loss at the largest budget of {budget:,} tokens; "
@@ -41,8 +41,8 @@ RULE = (
 
 
 def edited(recipe: Comparison, path: str, value: Any) -> Comparison:
-    """The recipe with one setting changed."""
-    content = recipe.model_dump()
+    """The recipe at its largest budget alone, with one setting changed."""
+    content = recipe.model_dump() | {"budgets": [max(recipe.budgets)]}
     *outer, last = path.split(".")
     place = content
     for key in outer:

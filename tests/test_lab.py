@@ -249,7 +249,7 @@ def test_training_starts_from_a_directory_grown_by_hand(outcome, tmp_path):
     [
         ({"factor": 3}, "4 layers are not a multiple of the growth factor 3"),
         ({"growth_tokens": 15 * BATCH}, r"growth_tokens \(960\) is not before the first decay, which starts at 960"),
-        ({"budgets": [64]}, "'budgets' should"),
+        ({"budgets": []}, "'budgets' should"),
         ({"growth_tokns": 1}, r"unknown key 'growth_tokns'; did you mean 'growth_tokens'\?"),
         ({"learning_rates": {"base": 1, "target": 1, "scrach": 1}}, r"did you mean 'scratch'\?"),
         ({"model": {**ODD, "model_type": "gpt2"}}, "unknown architecture 'gpt2'"),

@@ -42,7 +42,7 @@ class Comparison(Settings):
     data: DataConfig = DataConfig()  # type: ignore[call-arg]
     factor: int = Field(4, ge=2, description="growth factor g of G_stack; the base has 1/g of the layers")
     growth_tokens: int = Field(ge=1, description="tokens of the base, d")
-    budgets: tuple[int, ...] = Field(min_length=2, description="tokens of each annealed model, its ancestors' included")
+    budgets: tuple[int, ...] = Field(min_length=1, description="tokens of each annealed model, its ancestors' included")
     decay_share: float = Field(0.2, gt=0, lt=1, description="share of a budget in which the learning rate falls")
     warmup_tokens: int = Field(ge=0, description="linear warm-up of scratch and base, and of the target after growth")
     batch_tokens: int = Field(4096, ge=1)
