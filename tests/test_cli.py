@@ -145,6 +145,12 @@ def test_bad_input_is_one_sentence(make_checkpoint, corpus, recipe, tmp_path):
     assert not list((tmp_path / "runs").glob("*/finished.json"))
 
 
+def test_a_missing_extra_is_one_sentence(tmp_path):
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['outgrow', 'train', 'run.yaml']; from outgrow.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    refused(done, r"needs 'torch', which is not installed; pip install 'outgrow\[train,report\]'")
+
+
 @pytest.mark.parametrize("command", ["demo", "train", "grow", "report", "inspect"])
 def test_help(command):
     done = outgrow(command, "--help")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,3 +206,12 @@ def test_growing_from_an_incomplete_source_names_the_tensor():
 
 def test_every_operator_cites_its_source():
     assert all("arXiv" in operator(ODD).citation for operator in OPERATORS.values())
+
+
+def test_the_operator_of_the_design_page_works():
+    """The page's ten lines, run as they stand there."""
+    page = (Path(__file__).parents[1] / "docs" / "design.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    names = {"Config": dict, "GrowthPlan": GrowthPlan, "Claims": Claims, "arch_for": lambda config: LLAMA}
+    exec(code, names)
+    assert names["interpolate"](ODD).layers == (0, 0, 1, 1, 2, 2)

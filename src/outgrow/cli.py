@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -126,8 +127,14 @@ def main() -> None:
         _fail("interrupted; nothing unfinished was kept, and the same command begins again", 130)
     except OutgrowError as error:
         _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("outgrow"):
+            raise
+        _fail(f"this command needs '{error.name}', which is not installed; pip install 'outgrow[train,report]'", 1)
     except OSError as error:
-        _fail(f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else ""), 1)
+        place = f": '{error.filename}'" if error.filename else ""
+        way_out = "; make room, and the same command goes on from its last whole checkpoint" if error.errno == errno.ENOSPC else ""
+        _fail(f"{error.strerror or error}{place}{way_out}", 1)
 
 
 def _fail(message: str, status: int) -> None:
