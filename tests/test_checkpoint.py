@@ -250,6 +250,13 @@ def test_an_existing_target_is_left_alone(make_checkpoint, tmp_path):
     assert os.listdir(tmp_path / "target") == ["mine"]
 
 
+def test_a_plan_of_another_model_is_refused(make_checkpoint, tmp_path):
+    plan = plan_for(make_checkpoint("other", num_hidden_layers=2))
+    with pytest.raises(OutgrowError, match="made for another config"):
+        grow_directory(make_checkpoint(), tmp_path / "target", plan)
+    assert not (tmp_path / "target").exists()
+
+
 def test_no_disk_space(make_checkpoint, tmp_path, monkeypatch):
     source = make_checkpoint()
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)

@@ -208,6 +208,18 @@ def test_a_start_that_does_not_fit_the_steps_is_refused(outcome, tmp_path):
             execute(run, root, Observer())
 
 
+def test_runs_on_different_texts_are_not_mixed(outcome, tmp_path):
+    base = outcome.recipe.base(0)
+    root = shutil.copytree(outcome.result(base).directory.parent, tmp_path / "runs")
+    environment = place(base, root) / "environment.json"
+    environment.write_text(environment.read_text().replace(outcome.environment["corpus_hash"], "another"))
+    with pytest.raises(OutgrowError, match=r"the corpus is not the one that '.*' was trained on"):
+        read_outcome(outcome.recipe, (0, 1), root)
+    other = outcome.recipe.trunk("grown", 0).model_copy(update={"tokens": 21 * BATCH})
+    with pytest.raises(OutgrowError, match="the corpus is not the one"):
+        execute(other, root, Observer())
+
+
 def test_the_seed_moves_the_numbers(outcome):
     assert outcome.annealed("grown", 0) != outcome.annealed("grown", 1)
     assert [flops for flops, _ in outcome.annealed("grown", 0)] == [flops for flops, _ in outcome.annealed("grown", 1)]

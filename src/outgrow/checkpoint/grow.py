@@ -61,6 +61,8 @@ def grow_directory(
         progress: told (bytes written, bytes in all) after each tensor.
     """
     checkpoint = open_checkpoint(source)
+    if plan.source_config != checkpoint.config:
+        raise OutgrowError(f"the plan was made for another config than that of '{source}'; make it from this one")
     assignments = {assignment.target.name: assignment for assignment in plan.assignments()}
     layout = _layout(checkpoint, plan, max_shard_bytes)
     total = sum(shard.bytes for shard in layout)

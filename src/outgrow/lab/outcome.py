@@ -11,7 +11,7 @@ from typing import Any
 from outgrow.arch import Counts, arch_for, flops_per_token, parameter_counts
 from outgrow.files import read_json
 from outgrow.lab.comparison import Arm, Comparison
-from outgrow.lab.runs import ENVIRONMENT, Result, in_order, lineage, model_of, own_flops, place, read_result
+from outgrow.lab.runs import ENVIRONMENT, Result, in_order, lineage, model_of, own_flops, place, read_result, require_text
 from outgrow.lab.speedup import Curve, SpeedUp, equal_loss, interval
 from outgrow.training.config import RunConfig
 
@@ -76,7 +76,9 @@ def read_outcome(recipe: Comparison, seeds: tuple[int, ...], root: Path) -> Outc
     """Reads every run of a comparison; refuses when one is not finished."""
     ordered = in_order(recipe.runs(seeds))
     results = {run.identity(): read_result(run, root) for run in ordered}
-    return Outcome(recipe, seeds, results, read_json(place(ordered[0], root) / ENVIRONMENT))
+    environment = read_json(place(ordered[0], root) / ENVIRONMENT)
+    require_text((result.directory for result in results.values()), environment["corpus_hash"])
+    return Outcome(recipe, seeds, results, environment)
 
 
 def figure(speed_ups: list[SpeedUp | None]) -> Figure | None:

@@ -80,11 +80,19 @@ def execute(run: RunConfig, root: Path, observer: Observer) -> Result:
     directory = place(run, root)
     if not finished(run, root):
         packed = prepare(run.data, root / "data")
+        require_text([place(one, root) for one in lineage(run)], packed.corpus_hash)
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / CONFIG, run.model_dump(mode="json"))
         write_json(directory / ENVIRONMENT, environment(packed))
         train(run, directory, packed, _start(run, root), observer)
     return read_result(run, root)
+
+
+def require_text(directories: Iterable[Path], corpus_hash: str) -> None:
+    """Refuses to go on from, or to compare, runs that read another text: 'python' is another corpus on another machine."""
+    for directory in directories:
+        if (directory / ENVIRONMENT).exists() and read_json(directory / ENVIRONMENT)["corpus_hash"] != corpus_hash:
+            raise OutgrowError(f"the corpus is not the one that '{directory}' was trained on; give that text back, or use another --runs")
 
 
 def read_result(run: RunConfig, root: Path) -> Result:
