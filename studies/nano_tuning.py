@@ -71,11 +71,12 @@ def main() -> None:
             run = edited(recipe, path, value).branch(arm, 0, budget)
             try:
                 execute_all(in_order([run]), root)
-                loss = read_result(run, root).final_loss
+                result = read_result(run, root)
+                found = {"loss": result.final_loss, "flops": result.flops}
             except OutgrowError as error:  # it diverged, and that is a result
-                loss = None
+                found = {"loss": None, "flops": None}
                 print(error)
-            rows.append({"question": question, "setting": f"{value:g}", "loss": loss, "chosen": value == chosen, "run": run.identity()})
+            rows.append({"question": question, "setting": f"{value:,}", **found, "chosen": value == chosen, "run": run.identity()})
             if not options.only:
                 write_json(BUILT_IN.with_name("nano_tuning.json"), {"rule": RULE.format(budget=budget), "rows": rows})
 
