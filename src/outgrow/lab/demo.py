@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -46,7 +47,7 @@ def run_demo(path: Path | None, seeds: tuple[int, ...], root: Path, report: Path
 
 def show(outcome: Outcome, recipe: Recipe, report: Path) -> None:
     """Prints the table and the finding, and writes the report."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table("run")
     for name in ("layers", "tokens", "tokens/param", "FLOPs", "held-out loss", "tokens/s", "seconds"):
         table.add_column(name, justify="right")
@@ -65,5 +66,5 @@ def show(outcome: Outcome, recipe: Recipe, report: Path) -> None:
     console.print(table)
     report.parent.mkdir(parents=True, exist_ok=True)
     write_report(outcome, report, recipe.tried)
-    console.print(sentence(figure(outcome.speed_ups("annealed")), len(outcome.seeds)))
+    console.print(sentence(figure(outcome.speed_ups("annealed")), len(outcome.seeds)), soft_wrap=True, highlight=False)
     console.print(f"report: {report}", soft_wrap=True)
