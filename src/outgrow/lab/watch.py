@@ -68,7 +68,7 @@ def execute_all(wanted: Iterable[RunConfig], root: Path, console: Console | None
     found = sum(costs[run.identity()] for run in runs if finished(run, root))
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeLeft())
     results: dict[str, Result] = {}
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=sum(costs.values()), completed=int(found), found=found, began=time.monotonic())
         watch = Watch(progress, task, done=found)
         with _ctrl_c(watch):
@@ -80,7 +80,6 @@ def execute_all(wanted: Iterable[RunConfig], root: Path, console: Console | None
                 if fresh:
                     watch.done += costs[run.identity()]
                     progress.console.print(f"{run.name}: held-out loss {result.final_loss:.4f} at {result.flops:.3e} FLOPs")
-        progress.update(task, description=f"{len(runs)} runs")
     return results
 
 
