@@ -9,10 +9,12 @@ Nothing else should run meanwhile.
 from __future__ import annotations
 
 import platform
+import re
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +76,8 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     print("# One training step, tokens per second\n")
     print("`python benchmarks/training_step.py`: forward, backward, clip, AdamW; bf16; medians, ratio over pairs.\n")
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
+    processor = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
+    print(f"{(processor or [platform.machine()])[0]}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
     print(f"transformers {transformers.__version__}, commit {commit}\n")
     print("| shape | transformers | outgrow | ratio |\n|---|---|---|---|")
     for name, shape in SHAPES.items():
