@@ -97,6 +97,15 @@ def test_the_receipt_names_plan_and_parents(make_checkpoint, tmp_path):
     assert "stack" in checkpoint_facts(open_checkpoint(tmp_path / "target"))["grown by"]
 
 
+@pytest.mark.parametrize("text", ["[]", '{"tokens": "many"}', '{"plan": 3}', "{"])
+def test_a_malformed_receipt_is_refused(make_checkpoint, tmp_path, text):
+    source = make_checkpoint()
+    (source / "outgrow.json").write_text(text)
+    with pytest.raises(OutgrowError, match=r"outgrow\.json' is not"):
+        grow_directory(source, tmp_path / "target", plan_for(source))
+    assert os.listdir(tmp_path) == ["source"]
+
+
 def test_side_files_travel_and_weights_and_state_do_not(make_checkpoint, tmp_path):
     source = make_checkpoint()
     for name in ("tokenizer.json", "chat_template.jinja", "LICENSE", "exp_avg.safetensors", "training.json", "pytorch_model.bin"):
@@ -195,6 +204,7 @@ def test_weights_that_contradict_the_config(make_checkpoint, tmp_path):
     for edit, message in (
         ({"num_hidden_layers": 4}, r"lacks the tensor 'model\.layers\.3\.\S+' \(and \d more\)"),
         ({"num_hidden_layers": 2}, r"holds the tensor 'model\.layers\.2"),
+        ({"num_hidden_layers": 10**12}, r"says 1,000,000,000,000 layers, and its files hold \d+ tensors"),
         ({"vocab_size": 54}, r"has shape \[53, 24\], and config.json says \[54, 24\]"),
     ):
         (source / "config.json").write_text(json.dumps(config | edit))
@@ -312,6 +322,7 @@ def _header_file(tmp_path, header, data):
         (b'{"a":{},"a":{}}', "names 'a' twice"),
         (b"[" * 100_000, "not valid JSON"),
         (b"\xff\xff", "not valid JSON"),
+        (b'{"a":' + b"1" * 5000 + b"}", "not valid JSON"),
         ({}, "4 bytes after its last tensor"),
     ],
 )  # fmt: skip

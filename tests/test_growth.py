@@ -189,6 +189,7 @@ def test_a_wrong_plan_cannot_be_made(change, message):
         ("stak", {}, "unknown operator 'stak'; known: stack"),
         ("stack", {"times": 2}, "has no knob 'times'; it has: factor"),
         ("stack", {"factor": 1}, "factor of at least 2, not 1"),
+        ("stack", {"factor": 10**12}, r"more than 10,000; lower the factor"),
         ("stack", {"factor": "4"}, "must be of type int, not '4'"),
         ("stack", {"factor": 2.5}, "must be of type int, not 2.5"),
         ("stack", {"factor": True}, "must be of type int, not True"),

@@ -59,7 +59,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise OutgrowError(f"there is no '{path.name}' in '{path.parent}'") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: malformed, not UTF-8, or a number of thousands of digits
         raise OutgrowError(f"'{path}' is not valid JSON: {error}") from None
 
 

@@ -37,7 +37,7 @@ def checkpoint_facts(checkpoint: Checkpoint, context: int = CONTEXT) -> dict[str
     if lineage.run:
         facts["written by run"] = lineage.run
     if lineage.plan:
-        facts["grown by"] = f"{lineage.plan['operator']} {lineage.plan['knobs']} ({lineage.plan['citation']})"
+        facts["grown by"] = f"{lineage.plan.get('operator')} {lineage.plan.get('knobs')} ({lineage.plan.get('citation')})"
         facts["grown from"] = lineage.parents
     return facts
 
@@ -63,7 +63,8 @@ def _costs(arch: Arch, before: Config, after: Config) -> Iterator[str]:
     old, new = parameter_counts(arch, before), parameter_counts(arch, after)
     yield _change("parameters", old.total, new.total)
     yield _change("non-embedding parameters", old.non_embedding, new.non_embedding)
-    context = arch.get(before, "max_position_embeddings") or CONTEXT
+    trained = arch.get(before, "max_position_embeddings")
+    context = trained if isinstance(trained, int) and trained > 0 else CONTEXT
     flops = flops_per_token(arch, before, context), flops_per_token(arch, after, context)
     yield _change(f"training FLOPs per token at context {context}", *flops)
 

@@ -61,8 +61,10 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if not isinstance(config, dict):
         raise OutgrowError(f"'{directory / CONFIG}' must hold a JSON object")
     arch = arch_for(config)
-    expected = arch.shapes(config)
     tensors = _stored(directory)
+    if arch.layers(config) > len(tensors):
+        raise OutgrowError(f"config.json of '{directory}' says {arch.layers(config):,} layers, and its files hold {len(tensors)} tensors")
+    expected = arch.shapes(config)
     ignored = set(arch.aliases(config)) | {
         arch.layer_prefix.format(layer) + name for layer in range(arch.layers(config)) for name in arch.buffers
     }

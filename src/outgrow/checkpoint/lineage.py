@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 
 LINEAGE = "outgrow.json"
+_TYPES = {"tokens": int, "flops": (int, float), "run": str, "plan": dict, "parents": dict, "parent": dict}
 
 
 @dataclass(frozen=True)
@@ -40,5 +42,7 @@ def read_lineage(directory: Path) -> Lineage:
     if not (directory / LINEAGE).exists():
         return Lineage()
     content = read_json(directory / LINEAGE)
-    known = Lineage.__dataclass_fields__
-    return Lineage(**{key: value for key, value in content.items() if key in known})
+    known = {key: value for key, value in content.items() if key in _TYPES} if isinstance(content, dict) else {}
+    if not isinstance(content, dict) or not all(isinstance(value, _TYPES[key]) for key, value in known.items()):
+        raise OutgrowError(f"'{directory / LINEAGE}' is not a receipt that outgrow wrote; remove it to treat the directory as foreign")
+    return Lineage(**known)

@@ -55,7 +55,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise OutgrowError(f"there is no file '{path}'") from None
     try:
         header = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: malformed, not UTF-8, or a number of thousands of digits
         raise OutgrowError(f"the header of '{path}' is not valid JSON: {error}") from None
     except _DuplicateKeyError as error:
         raise OutgrowError(f"the header of '{path}' names '{error}' twice") from None
