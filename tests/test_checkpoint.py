@@ -30,6 +30,8 @@ from outgrow.growth.operators import stack
 from outgrow.growth.plan import Claims, GrowthPlan
 from outgrow.spaces import copies, isometry
 
+from .conftest import ODD
+
 
 def plan_for(directory, factor=2):
     return stack(open_checkpoint(directory).config, factor)
@@ -329,6 +331,39 @@ def _header_file(tmp_path, header, data):
 def test_malformed_headers(tmp_path, header, message):
     with pytest.raises(OutgrowError, match=message):
         read_header(_header_file(tmp_path, header, b"\0" * 4))
+
+
+ODD_VALUES = [None, 0, -1, 1, 3, 10**30, 1.5, float("nan"), "x", "", True, False, [], {}, [1], {"a": 1}, "3"]
+
+
+@given(data=st.data())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_odd_configs_and_indexes_are_refused_or_understood(valid_directory, data):
+    config, index = (json.loads((valid_directory / name).read_text()) for name in ("config.json", INDEX))
+    for _ in range(data.draw(st.integers(1, 3))):
+        part = data.draw(st.sampled_from([config, config, index, index["weight_map"]]))
+        part[data.draw(st.sampled_from(sorted(part)))] = data.draw(st.sampled_from(ODD_VALUES))
+        if not isinstance(index["weight_map"], dict):
+            break
+    directory = valid_directory.parent / "mutated"
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(valid_directory, directory)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / INDEX).write_text(json.dumps(index))
+    try:
+        checkpoint = open_checkpoint(directory)
+        assert list(plan_lines(stack(checkpoint.config, 2)))
+        assert checkpoint_facts(checkpoint)["layers"] == config["num_hidden_layers"]
+    except OutgrowError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.fixture(scope="module")
+def valid_directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("valid") / "source"
+    config = AutoConfig.for_model(**ODD, layer_types=["full_attention"] * 3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory, max_shard_size="10KB")
+    return directory
 
 
 @pytest.fixture(scope="module")

@@ -183,6 +183,11 @@ def test_a_wrong_plan_cannot_be_made(change, message):
         replace(stack(ODD, 2), **change)
 
 
+def test_a_layer_table_of_another_length_is_refused():
+    with pytest.raises(OutgrowError, match="'layer_types' has 2 entries for 3 layers"):
+        stack({**ODD, "layer_types": ["full_attention"] * 2}, 2)
+
+
 @pytest.mark.parametrize(
     ("name", "knobs", "message"),
     [
