@@ -64,7 +64,7 @@ class GrowthPlan:
         if not self.layers or not all(0 <= layer < old for layer in self.layers):
             raise OutgrowError(f"the layer list {list(self.layers)} must name layers 0 to {old - 1} of the source")
         for table in self.arch.layer_tables:
-            entries = self.source_config.get(table)
+            entries: Any = self.source_config.get(table)
             if isinstance(entries, list) and len(entries) != old:
                 raise OutgrowError(f"the config's '{table}' has {len(entries)} entries for {old} layers")
         for name, lift in self.lifts.items():
@@ -98,7 +98,7 @@ class GrowthPlan:
         config = dict(self.source_config)
         config[self.arch.layer_count] = len(self.layers)
         for table in self.arch.layer_tables:
-            entries = config.get(table)
+            entries: Any = config.get(table)
             if isinstance(entries, list):
                 config[table] = [entries[layer] for layer in self.layers]
         sizes = self.arch.sizes(self.source_config)
