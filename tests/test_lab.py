@@ -18,8 +18,9 @@ from outgrow.lab.comparison import Comparison
 from outgrow.lab.demo import BUILT_IN, open_recipe
 from outgrow.lab.outcome import cost, figure, read_outcome
 from outgrow.lab.report import sentence, write_report
-from outgrow.lab.runs import execute, final_checkpoint, finished, flops_before, in_order, lineage, own_flops, place, read_result
+from outgrow.lab.runs import execute, final_checkpoint, finished, flops_before, flops_done, in_order, lineage, own_flops, place, read_result
 from outgrow.lab.speedup import SpeedUp, equal_loss, flops_at, interval
+from outgrow.lab.watch import Watch, execute_all
 from outgrow.training.config import RunConfig, ScheduleConfig, Start
 from outgrow.training.loop import read_rows
 
@@ -334,3 +335,25 @@ def test_the_readme_quotes_what_the_committed_runs_say():
     assert sentence(figure(outcome.speed_ups("annealed")), len(COMMITTED_SEEDS)) in readme
     constant = figure(outcome.speed_ups("constant"))
     assert f"the same runs say {constant.speed_up:+.1%} ({constant.between[0]:.1%} to {constant.between[1]:.1%})" in readme
+
+
+def test_the_bar_counts_what_is_left_to_spend(recipe, tmp_path, monkeypatch):
+    """Each FLOP once: after an interruption the bar begins at what is done, and ends at the total."""
+    runs = in_order(recipe.runs((0,)))
+    execute(runs[0], tmp_path, Observer())
+    with pytest.raises(Interrupted):
+        execute(runs[1], tmp_path, Observer(stop_after=4))
+    known = own_flops(runs[0]) + 4 * BATCH * own_flops(runs[1]) / (runs[1].tokens - 10 * BATCH)
+    assert sum(flops_done(run, tmp_path) for run in runs) == pytest.approx(known)
+    seen = []
+    original = Watch.row
+
+    def row(self, row):
+        original(self, row)
+        seen.append(self.progress.tasks[0].completed)
+
+    monkeypatch.setattr(Watch, "row", row)
+    execute_all(runs, tmp_path)
+    assert known < seen[1] <= known * 1.2
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(sum(own_flops(run) for run in runs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -64,8 +64,8 @@ class GrowthPlan:
         if not self.layers or not all(0 <= layer < old for layer in self.layers):
             raise OutgrowError(f"the layer list {list(self.layers)} must name layers 0 to {old - 1} of the source")
         for table in self.arch.layer_tables:
-            entries: Any = self.source_config.get(table)
-            if isinstance(entries, list) and len(entries) != old:
+            entries = _entries(self.source_config, table)
+            if entries is not None and len(entries) != old:
                 raise OutgrowError(f"the config's '{table}' has {len(entries)} entries for {old} layers")
         for name, lift in self.lifts.items():
             self._check(name, lift)
@@ -98,8 +98,7 @@ class GrowthPlan:
         config = dict(self.source_config)
         config[self.arch.layer_count] = len(self.layers)
         for table in self.arch.layer_tables:
-            entries: Any = config.get(table)
-            if isinstance(entries, list):
+            if (entries := _entries(config, table)) is not None:
                 config[table] = [entries[layer] for layer in self.layers]
         sizes = self.arch.sizes(self.source_config)
         for name, lift in self.lifts.items():
@@ -145,6 +144,12 @@ class GrowthPlan:
         return isinstance(other, GrowthPlan) and json.dumps(self.as_json(), sort_keys=True) == json.dumps(other.as_json(), sort_keys=True)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _entries(config: Config, table: str) -> list[Any] | None:
+    """A config's table of one entry a layer, if it has one."""
+    value = config.get(table)
+    return cast("list[Any]", value) if isinstance(value, list) else None
 
 
 def _lift_as_json(lift: Lift) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from outgrow.errors import OutgrowError
 from outgrow.files import read_json, write_json
 from outgrow.growth.operators import make_plan
 from outgrow.training.config import RunConfig
-from outgrow.training.loop import FINISHED, Observer, Row, checkpoint_at, read_rows, train
+from outgrow.training.loop import FINISHED, Observer, Row, checkpoint_at, latest_checkpoint, read_rows, train
 
 CONFIG, GROWN, ENVIRONMENT = "run.json", "start", "environment.json"
 
@@ -144,6 +144,14 @@ def own_flops(run: RunConfig) -> float:
     """Training FLOPs of a run alone, its ancestors' not counted."""
     config = model_of(run)
     return float(run.tokens - first_token(run)) * flops_per_token(arch_for(config), config, run.data.context)
+
+
+def flops_done(run: RunConfig, root: Path) -> float:
+    """Training FLOPs of a run that need not be spent again: all of a finished one's, those of its newest checkpoint otherwise."""
+    if finished(run, root):
+        return own_flops(run)
+    latest = latest_checkpoint(place(run, root))
+    return read_lineage(latest).flops - flops_before(run) if latest else 0.0
 
 
 def flops_before(run: RunConfig) -> float:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from outgrow.data.packed import prepare
-from outgrow.lab.runs import Result, execute, finished, flops_before, in_order, own_flops
+from outgrow.lab.runs import Result, execute, finished, flops_before, flops_done, in_order, own_flops
 from outgrow.training.config import RunConfig
 from outgrow.training.loop import Row
 
@@ -37,20 +37,20 @@ class TimeLeft(ProgressColumn):
 class Watch:
     """Tells the bar what a run reports, and the run whether Ctrl-C was pressed.
 
-    `done` is the FLOPs of the runs before this one, `ancestors` those that its clock already counts.
+    `done` is the FLOPs of all runs when this one was begun or resumed, `clock` those that its own record counted then.
     """
 
     progress: Progress
     task: TaskID
     done: float
     name: str = ""
-    ancestors: float = 0.0
+    clock: float = 0.0
     stopping: bool = False
 
     def row(self, row: Row) -> None:
         if "loss" in row:
             text = f"{self.name}: {row['tokens']:,} tokens, loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s"
-            self.progress.update(self.task, completed=self.done + row["flops"] - self.ancestors, description=text)
+            self.progress.update(self.task, completed=self.done + row["flops"] - self.clock, description=text)
 
     def stop(self) -> bool:
         return self.stopping
@@ -65,7 +65,7 @@ def execute_all(wanted: Iterable[RunConfig], root: Path, console: Console | None
         with console.status(f"packing the corpus '{data.corpus}'"):
             prepare(data, root / "data")
     costs = {run.identity(): own_flops(run) for run in runs}
-    found = sum(costs[run.identity()] for run in runs if finished(run, root))
+    found = sum(flops_done(run, root) for run in runs)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeLeft())
     results: dict[str, Result] = {}
     with Progress(*columns, console=console, transient=True) as progress:
@@ -73,12 +73,12 @@ def execute_all(wanted: Iterable[RunConfig], root: Path, console: Console | None
         watch = Watch(progress, task, done=found)
         with _ctrl_c(watch):
             for number, run in enumerate(runs):
-                fresh = not finished(run, root)
+                fresh, already = not finished(run, root), flops_done(run, root)
                 watch.name = f"{number + 1}/{len(runs)} {run.name}"
-                watch.ancestors = flops_before(run)
+                watch.clock = flops_before(run) + already
                 result = results[run.identity()] = execute(run, root, watch)
+                watch.done += costs[run.identity()] - already
                 if fresh:
-                    watch.done += costs[run.identity()]
                     progress.console.print(f"{run.name}: held-out loss {result.final_loss:.4f} at {result.flops:.3e} FLOPs")
     return results
 
