@@ -114,6 +114,17 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus, tmp_path):
     assert tokens == list(range(64, 64 * 400 + 1, 64))
 
 
+def test_ctrl_c_before_anything_is_trained(tmp_path):
+    code = (
+        "import sys, outgrow.config; sys.argv = ['outgrow', 'train', 'run.yaml']\n"
+        "def interrupted(*arguments):\n    raise KeyboardInterrupt\n"
+        "outgrow.config.load = interrupted\n"
+        "from outgrow.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    refused(done, "the same command goes on from what is whole", status=130)
+
+
 def test_bad_input_is_one_sentence(make_checkpoint, corpus, recipe, tmp_path):
     source = make_checkpoint()
     nowhere = tmp_path / "nowhere"

@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs and packed data are kept and found again.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="A comparison recipe (YAML); the built-in one if not given.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, such as 0 or 0,1,2; three or more give an interval.")]
@@ -118,13 +119,16 @@ def inspect(
 def main() -> None:
     """The console script: what people can mend is one sentence on stderr, without a traceback."""
     try:
-        sys.exit(app(standalone_mode=False))
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # typer turns Ctrl-C into a status
+            raise KeyboardInterrupt
+        sys.exit(status)
     except typer.TyperException as error:  # a mistake in the arguments
         _fail(f"{error}; see 'outgrow --help'", 2)
     except Interrupted as stop:
-        _fail(str(stop), 130)
+        _fail(str(stop), INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; nothing unfinished was kept, and the same command begins again", 130)
+        _fail("interrupted; nothing unfinished was kept, and the same command goes on from what is whole", INTERRUPTED)
     except OutgrowError as error:
         _fail(str(error), 1)
     except ModuleNotFoundError as error:
