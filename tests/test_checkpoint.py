@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -342,7 +343,7 @@ def test_odd_configs_and_indexes_are_refused_or_understood(valid_directory, data
     config, index = (json.loads((valid_directory / name).read_text()) for name in ("config.json", INDEX))
     for _ in range(data.draw(st.integers(1, 3))):
         part = data.draw(st.sampled_from([config, config, index, index["weight_map"]]))
-        part[data.draw(st.sampled_from(sorted(part)))] = data.draw(st.sampled_from(ODD_VALUES))
+        part[data.draw(st.sampled_from(sorted(part)))] = copy.deepcopy(data.draw(st.sampled_from(ODD_VALUES)))
         if not isinstance(index["weight_map"], dict):
             break
     directory = valid_directory.parent / "mutated"

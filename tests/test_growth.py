@@ -36,11 +36,8 @@ def forward(model, tokens):
 
 
 def widening(config, **lifts):
-    """A plan of lifts alone; an isometric hidden space takes the norm's epsilon along."""
-    edits = {}
-    if "hidden" in lifts:
-        edits["rms_norm_eps"] = config["rms_norm_eps"] * lifts["hidden"].size / len(lifts["hidden"].source)
-    return GrowthPlan("lifts", {}, config, tuple(range(config["num_hidden_layers"])), Claims(True, True), "derived", lifts, edits)
+    """A plan of lifts alone."""
+    return GrowthPlan("lifts", {}, config, tuple(range(config["num_hidden_layers"])), Claims(True, True), "derived", lifts)
 
 
 WIDENINGS = {
@@ -62,6 +59,16 @@ def test_lifts_preserve_the_function(make_model, tokens, name, tied):
     assert logit_difference(forward(model, tokens), forward(target, tokens)) < 1e-10
 
 
+def test_even_tiling_is_exact_unless_the_head_is_tied(make_model, tokens):
+    """HyperCloning's case, arXiv 2409.12903; with a tied head the logits would double, and the plan says so."""
+    model = make_model(dtype=torch.float64)
+    target = grown_model(widening(model.config.to_dict(), hidden=copies(24, 48)), model)
+    assert logit_difference(forward(model, tokens), forward(target, tokens)) < 1e-10
+    assert target.config.rms_norm_eps == model.config.rms_norm_eps
+    with pytest.raises(OutgrowError, match=r"'hidden' 24 -> 48 reads other than it writes, and the head is tied"):
+        widening({**ODD, "tie_word_embeddings": True}, hidden=copies(24, 48))
+
+
 @pytest.mark.parametrize("name", WIDENINGS)
 def test_gradients_move_by_the_dual_lift(make_model, tokens, name):
     model = make_model(dtype=torch.float64)
@@ -79,7 +86,10 @@ def test_gradients_move_by_the_dual_lift(make_model, tokens, name):
 def test_an_uneven_plain_copy_of_hidden_is_not_exact(make_model, tokens):
     """The measure can tell: arXiv 2405.15319 is right that uneven plain copies break RMSNorm."""
     model = make_model(dtype=torch.float64)
-    target = grown_model(widening(model.config.to_dict(), hidden=copies(24, 42)), model)
+    with pytest.raises(OutgrowError, match=r"claims to preserve the function, and its lift of 'hidden' 24 -> 42"):
+        widening(model.config.to_dict(), hidden=copies(24, 42))
+    claims = Claims(preserves=False, trains=True)
+    target = grown_model(GrowthPlan("lifts", {}, model.config.to_dict(), (0, 1, 2), claims, "", {"hidden": copies(24, 42)}), model)
     assert logit_difference(forward(model, tokens), forward(target, tokens)) > 1e-2
 
 

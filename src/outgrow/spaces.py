@@ -80,6 +80,16 @@ class Lift:
         pairs = ((a[middle], b) for a, b in ((self.write, after.write), (self.read, after.read), (self.gain, after.gain)))
         return Lift(self.size, source, *(a * b for a, b in pairs))
 
+    def fits_rms_norm(self) -> bool:
+        """Is `gain` what RMSNorm needs, sqrt(s n/n') with the same s, the sum of write^2 over the copies of an index, for all?
+
+        The norm of the new space is sqrt(s n/n') times the old one; uneven plain copies have no common s (derived).
+        """
+        held = self.source >= 0
+        squares = np.bincount(self.source[held], self.write[held] ** 2, minlength=self.size)
+        needed = (squares * self.size / len(self.source)) ** 0.5
+        return bool(np.ptp(squares) < 1e-9 and np.allclose(self.gain[held], needed[0]))
+
     def identity_error(self) -> float:
         """max |R D - I|: zero when whatever reads the grown space sees the old values."""
         held = self.source >= 0

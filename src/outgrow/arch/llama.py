@@ -37,5 +37,5 @@ LLAMA = Arch(
         "mlp.down_proj.bias": "hidden <- | if mlp_bias | ends branch",
     },
     buffers=("self_attn.rotary_emb.inv_freq",),
-    defaults={"tie_word_embeddings": False},
+    defaults={"tie_word_embeddings": False, "rms_norm_eps": 1e-6},
 )

@@ -25,7 +25,7 @@ from outgrow.errors import OutgrowError
 from outgrow.spaces import Role
 
 Config = Mapping[str, Any]
-Admits = Literal["isometry", "copies", "nothing"]
+Admits = Literal["isometry", "copies", "nothing"]  # isometry: a residual space that RMSNorm reads
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Arch:
         layer_prefix: name of block i, with `{}` for i.
         layer_count: config key with the number of blocks.
         layer_tables: config keys that hold one entry per block.
-        norm_eps: config key of the normalisation epsilon.
+        norm_eps: config key of the epsilon of the norms over the residual space; it grows as their gain squared.
         buffers: tensors inside a block that old files carry and that nothing reads; they are dropped.
         defaults: config key -> value where the file leaves it out.
     """

@@ -82,6 +82,14 @@ class GrowthPlan:
             )
         if lift.size != old:
             raise OutgrowError(f"the lift of '{name}' enlarges a space of {lift.size}, and the source has {old}")
+        if spaces[name].admits == "isometry" and self.claims.preserves:
+            tied_apart = bool(self.arch.aliases(self.source_config)) and not np.allclose(lift.write, lift.read)
+            if tied_apart or not lift.fits_rms_norm():
+                reason = "reads other than it writes, and the head is tied" if tied_apart else "does not fit RMSNorm"
+                raise OutgrowError(
+                    f"the plan claims to preserve the function, and its lift of '{name}' {old} -> {new} {reason}; "
+                    "use an isometry, or claim preserves=False"
+                )
 
     @property
     def arch(self) -> Arch:
@@ -105,6 +113,8 @@ class GrowthPlan:
             if key := self.arch.spaces[name].edit:
                 config[key] = len(lift.source)
             sizes[name] = len(lift.source)
+            if self.arch.spaces[name].admits == "isometry" and (factor := float(lift.gain.max()) ** 2) != 1:
+                config[self.arch.norm_eps] = self.arch.get(config, self.arch.norm_eps) * factor
         if "kv" in self.lifts or "group" in self.lifts:
             config["num_attention_heads"] = sizes["kv"] * sizes["group"]
         if self.lifts:  # sizes that the source left to be derived must stay what they were
