@@ -344,7 +344,7 @@ def test_odd_configs_and_indexes_are_refused_or_understood(valid_directory, data
     for _ in range(data.draw(st.integers(1, 3))):
         part = data.draw(st.sampled_from([config, config, index, index["weight_map"]]))
         part[data.draw(st.sampled_from(sorted(part)))] = copy.deepcopy(data.draw(st.sampled_from(ODD_VALUES)))
-        if not isinstance(index["weight_map"], dict):
+        if not isinstance(index["weight_map"], dict) or not index["weight_map"]:
             break
     directory = valid_directory.parent / "mutated"
     shutil.rmtree(directory, ignore_errors=True)
