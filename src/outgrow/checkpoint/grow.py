@@ -24,7 +24,7 @@ from outgrow.checkpoint.lineage import LINEAGE, Lineage, read_lineage
 from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, Entry, write_header
 from outgrow.errors import OutgrowError
 from outgrow.files import new_directory, write_json
-from outgrow.growth.apply import transport
+from outgrow.growth.apply import is_lifted, transport
 from outgrow.growth.plan import Assignment, GrowthPlan
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -95,8 +95,7 @@ def _layout(checkpoint: Checkpoint, plan: GrowthPlan, largest: int) -> list[Shar
 
 def _write(file: BinaryIO, checkpoint: Checkpoint, plan: GrowthPlan, assignment: Assignment, entry: Entry) -> None:
     stored = checkpoint.tensors[assignment.source]
-    lifted = any(space in plan.lifts for axis in assignment.target.spec.axes for space in axis.spaces)
-    if lifted:
+    if is_lifted(assignment.target.spec, plan.lifts):
         file.write(_grown_bytes(stored, plan, assignment))
     else:
         _copy_range(stored, file)

@@ -21,7 +21,7 @@ def transport(spec: Spec, array: Any, lifts: Mapping[str, Lift], sizes: Mapping[
         sizes: old sizes of all spaces.
         power: 2 moves squares, such as Adam's second moment.
     """
-    if not any(space in lifts for axis in spec.axes for space in axis.spaces):
+    if not is_lifted(spec, lifts):
         return array
     folded = array.reshape([sizes[space] for axis in spec.axes for space in axis.spaces])
     place = 0
@@ -35,6 +35,11 @@ def transport(spec: Spec, array: Any, lifts: Mapping[str, Lift], sizes: Mapping[
             place += 1
         shape.append(entries)
     return folded.reshape(shape)
+
+
+def is_lifted(spec: Spec, lifts: Mapping[str, Lift]) -> bool:
+    """Does a parameter write, read or gain a space that grows? If not, growth copies it as it is."""
+    return any(space in lifts for axis in spec.axes for space in axis.spaces)
 
 
 def grow(plan: GrowthPlan, tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -96,11 +96,6 @@ class GrowthPlan:
         return arch_for(self.source_config)
 
     @property
-    def copies_only(self) -> bool:
-        """No tensor needs arithmetic: every one is the bytes of an old one."""
-        return not self.lifts
-
-    @property
     def target_config(self) -> dict[str, Any]:
         """config.json of the target: the source's, with the edits that growth makes and no others."""
         config = dict(self.source_config)

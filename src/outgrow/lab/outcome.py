@@ -37,8 +37,7 @@ class Outcome:
 
     def constant(self, arm: Arm, seed: int) -> Curve:
         """(FLOPs, held-out loss) along the constant-rate runs of an arm, the base's part included."""
-        path = (self.result(run) for run in lineage(self.recipe.trunk(arm, seed)))
-        return [(row["flops"], row["validation_loss"]) for result in path for row in result.validation if row["flops"]]
+        return [point for run in lineage(self.recipe.trunk(arm, seed)) for point in self.result(run).curve]
 
     def speed_ups(self, kind: str) -> list[SpeedUp | None]:
         """One per seed; `kind` is "annealed" or "constant"."""
@@ -47,8 +46,7 @@ class Outcome:
 
     def trained(self, arm: Arm, seed: int) -> Curve:
         """The constant-rate curve of the trunk alone: the model that is compared, not the base before it."""
-        trunk = self.result(self.recipe.trunk(arm, seed))
-        return [(row["flops"], row["validation_loss"]) for row in trunk.validation if row["flops"]]
+        return self.result(self.recipe.trunk(arm, seed)).curve
 
     def runs(self) -> Iterator[Result]:
         yield from self.results.values()

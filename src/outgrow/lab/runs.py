@@ -14,6 +14,7 @@ from outgrow.data.packed import Packed, prepare
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json, write_json
 from outgrow.growth.operators import make_plan
+from outgrow.lab.speedup import Curve
 from outgrow.training.config import RunConfig
 from outgrow.training.loop import FINISHED, Observer, Row, checkpoint_at, latest_checkpoint, read_rows, train
 
@@ -31,6 +32,11 @@ class Result:
     @property
     def validation(self) -> list[Row]:
         return [row for row in self.rows if "validation_loss" in row]
+
+    @property
+    def curve(self) -> Curve:
+        """(FLOPs, held-out loss) at each validation, once anything was spent."""
+        return [(row["flops"], row["validation_loss"]) for row in self.validation if row["flops"]]
 
     @property
     def steps(self) -> list[Row]:
