@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 Curve = Sequence[tuple[float, float]]  # (FLOPs, held-out loss), in order of FLOPs
 
@@ -65,6 +64,8 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     """Student's t interval of the mean over seeds; None below three seeds, where it would say nothing."""
     if len(values) < 3:
         return None
+    from scipy import stats  # an extra of reports: training needs none of it
+
     mean, error = float(np.mean(values)), float(stats.sem(values))
     width = error * float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1))
     return mean - width, mean + width
