@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import sys
@@ -24,6 +25,12 @@ Runs = Annotated[Path, typer.Option("--runs", help="Where runs and packed data a
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="A comparison recipe (YAML); the built-in one if not given.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, such as 0 or 0,1,2; three or more give an interval.")]
 Page = Annotated[Path | None, typer.Option("--output", help="Where the report goes; RUNS/report.html if not given.")]
+
+Operators = Annotated[str | None, typer.Option("--operator", help="A growth operator, or several with their knobs; stack if not given.")]
+Factor = Annotated[int | None, typer.Option("--factor", help="Growth factor g, for an operator that has one.")]
+Knobs = Annotated[list[str] | None, typer.Option("--knob", help="A knob of a single operator, NAME=VALUE. May be repeated.")]
+OperatorFile = Annotated[str | None, typer.Option("--operator-file", help="A Python file with operators of your own; it is run.")]
+FamilyFile = Annotated[Path | None, typer.Option("--family-file", help="A data file (YAML) that describes a family of your own.")]
 
 
 @app.command()
@@ -62,25 +69,106 @@ def train(
 def grow(
     source: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint directory; only read.")],
     target: Annotated[Path, typer.Argument(help="The directory to write; must not exist.")],
-    operator: Annotated[str, typer.Option(help="The growth operator.")] = "stack",
-    factor: Annotated[int | None, typer.Option(help="Growth factor g: how often the layers are repeated.")] = None,
+    operator: Operators = None,
+    factor: Factor = None,
+    layers: Annotated[str | None, typer.Option(help="A layer list, 0-5,0-5,2-5 from 0 or the paper's 12-3456*5-56 from 1.")] = None,
+    knob: Knobs = None,
+    operator_file: OperatorFile = None,
+    family_file: FamilyFile = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan (JSON) in place of an operator, such as 'outgrow learn' writes.")] = None,
+    optimizer: Annotated[str, typer.Option(help="The optimizer's state beside the weights: reset, carry or fresh-new.")] = "reset",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "5GB",
+    measure: Annotated[bool, typer.Option(help="Measure the logit difference for the receipt, where memory allows.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
 ) -> None:
-    """Grow a checkpoint from one directory to another."""
-    from outgrow.checkpoint.describe import plan_lines
+    """Grow a checkpoint from one directory to another.
+
+    Operators are applied one after another: --operator 'stack(factor=2), direct-width(hidden=2048, kv=8)'. docs/operators.md
+    lists them.
+    """
+    from outgrow.checkpoint.describe import plan_lines, receipt_lines
     from outgrow.checkpoint.grow import grow_directory
     from outgrow.checkpoint.huggingface import open_checkpoint
-    from outgrow.growth.operators import make_plan
+    from outgrow.files import read_json
+    from outgrow.growth.plan import GrowthPlan
 
-    knobs = {} if factor is None else {"factor": factor}
-    plan = make_plan(operator, open_checkpoint(source).config, knobs)
+    families = _families(family_file)
+    checkpoint = open_checkpoint(source, families)
+    if plan:
+        if operator or factor is not None or layers or knob:
+            raise OutgrowError("--plan says everything; give it alone, without --operator, --factor, --layers or --knob")
+        made = GrowthPlan.read(read_json(plan), checkpoint.arch)
+    else:
+        made = _plan(checkpoint, operator, factor, layers, knob, operator_file)
+    if any(stage.is_untrained for stage in made.stages):
+        raise OutgrowError(f"the maps of '{operator}' are not trained yet; run 'outgrow learn' first and give its plan with --plan")
+    if optimizer not in ("reset", "carry", "fresh-new"):
+        raise OutgrowError(f"--optimizer takes reset, carry or fresh-new, not '{optimizer}'")
     if dry_run:
-        print("\n".join(plan_lines(plan)))
+        print("\n".join(plan_lines(made)))
         return
-    grow_directory(source, target, plan, _bytes(max_shard_size))
-    print("\n".join(plan_lines(plan, every_tensor=False)))
+    grow_directory(source, target, made, _bytes(max_shard_size), optimizer, measure=_measure() if measure else None, families=families)
+    print("\n".join([*plan_lines(made, every_tensor=False), *receipt_lines(target)]))
     print(f"written to {target}")
+
+
+@app.command()
+def learn(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint directory; only read.")],
+    plan: Annotated[Path, typer.Argument(help="The plan (JSON) to write, for 'outgrow grow --plan'.")],
+    operator: Operators = "learn-depth",
+    factor: Factor = None,
+    knob: Knobs = None,
+    corpus: Annotated[str, typer.Option(help="'python', or a folder of text files; tokenised as the source was.")] = "python",
+    context: Annotated[int, typer.Option(min=1, help="Tokens of context.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 100,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 4096,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Learning rate of the maps.")] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0, help="Order of the data.")] = 0,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train the maps of learn-depth or learn-width with the base frozen, and write them into a plan."""
+    from outgrow.checkpoint.huggingface import open_checkpoint
+    from outgrow.data.config import DataConfig
+    from outgrow.files import write_json
+    from outgrow.lab.runs import learned_plan
+    from outgrow.training.config import LearnConfig
+
+    checkpoint = open_checkpoint(source)
+    made = _plan(checkpoint, operator, factor, None, knob, None)
+    vocab = checkpoint.arch.sizes(checkpoint.config)["vocab"]
+    data = DataConfig(corpus=corpus, vocab=vocab, context=context)  # type: ignore[call-arg]
+    settings = LearnConfig(steps=steps, batch_tokens=batch_tokens, learning_rate=learning_rate)
+    trained = learned_plan(made, source, data, settings, seed, runs)
+    write_json(plan, trained.as_json())
+    print(f"written to {plan}: {steps} steps, {sum(stage.flops for stage in trained.stages):.3e} FLOPs")
+
+
+@app.command()
+def check(
+    operator: Annotated[list[str] | None, typer.Option(help="An operator to check; all if not given. May be repeated.")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="A family to check; all if not given. May be repeated.")] = None,
+    operator_file: OperatorFile = None,
+    family_file: FamilyFile = None,
+    source: Annotated[Path | None, typer.Option(help="A checkpoint directory to hold --family-file against; its config is tried.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table as a page.")] = None,
+) -> None:
+    """Measure what operators claim, on tiny float64 models of every family: preserves, trains, dual gradients.
+
+    With --family-file and --source, first say what the family's table lacks against the checkpoint's files. Exits with 1 where a
+    measurement does not back a claim.
+    """
+    from outgrow.lab.checks import check_everything, check_family_file
+
+    operators = _operators(operator_file)
+    if family_file:
+        broken = check_family_file(_families(family_file), source, operator, operators)
+    else:
+        if source:
+            raise OutgrowError("--source is what --family-file is held against; give that file too")
+        broken = check_everything(operator, family, operators, markdown)
+    if broken:
+        raise OutgrowError(f"{len(broken)} claims are not backed: {broken[0]}")
 
 
 @app.command()
@@ -144,6 +232,60 @@ def main() -> None:
 def _fail(message: str, status: int) -> None:
     print(f"outgrow: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _plan(
+    checkpoint: Any, operator: str | None, factor: int | None, layers: str | None, knob: list[str] | None, operator_file: str | None
+) -> Any:  # fmt: skip
+    """The plan that the options ask for."""
+    from outgrow.growth.operators import make_plan
+
+    if layers is not None and operator is None:
+        operator = "arrange"
+    knobs = dict(_knob(text) for text in knob or [])
+    given = {"factor": factor, "layers": layers}
+    knobs |= {name: value for name, value in given.items() if value is not None}
+    return make_plan(operator or "stack", checkpoint.arch, checkpoint.config, knobs, _operators(operator_file))
+
+
+def _knob(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise OutgrowError(f"--knob takes NAME=VALUE, not '{text}'")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _operators(file: str | None) -> Any:
+    from outgrow.growth.operators import OPERATORS
+
+    if file is None:
+        return OPERATORS
+    from outgrow.extensions import load_operators
+
+    return load_operators(file)
+
+
+def _families(file: Path | None) -> Any:
+    from outgrow.arch import FAMILIES
+
+    if file is None:
+        return FAMILIES
+    from outgrow.extensions import load_family
+
+    return (load_family(file), *FAMILIES)
+
+
+def _measure() -> Any:
+    """What measures a receipt's logits; without torch or transformers it says that they are missing."""
+    try:
+        from outgrow.models.measure import measured
+    except ModuleNotFoundError as error:
+        reason = {"not measured": f"it needs '{error.name}'; pip install 'outgrow[train]'"}
+        return lambda source, target, plan: reason
+    return measured
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -1,13 +1,13 @@
 """Spaces of a transformer and the maps that enlarge them.
 
-A transformer is a set of spaces (hidden, ffn, kv, group, head, vocab, layer). A parameter *writes* some of them and
+A transformer is a set of spaces (hidden, ffn, kv, group, head, expert, vocab, layer). A parameter *writes* some of them and
 *reads* others. Growing means making a space larger, and a `Lift` says how:
 
     x' = D x        write map D: every new index i holds  write[i] * x[source[i]]
     x  = R x'       read map R, a left inverse: R D = I, so what reads the space sees the old values
 
 A parameter W: out <- in then becomes W' = D_out W R_in. D and R have one entry per new index, so they are stored as
-vectors and applied as a gather and a scale; nothing is ever multiplied out.
+vectors and applied as a gather and a scale; nothing is ever multiplied out. Only a learned lift is a dense matrix.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from numpy.typing import NDArray
 
 from outgrow.errors import OutgrowError
 
-Role = Literal["write", "read", "gain"]
+Role = Literal["write", "read", "gain", "shift"]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+ZERO, MEAN = -1, -2  # sources of a new index that copies no old one: it holds zero, or the mean of the old ones
 
 
 @dataclass(frozen=True, eq=False)
 class Lift:
-    """Enlarges one space: new index i is a scaled copy of old index `source[i]`; -1 marks an index that holds zero.
+    """Enlarges one space: new index i is a scaled copy of old index `source[i]`; `ZERO` and `MEAN` mark indices that copy none.
 
     Attributes:
         size: old size of the space.
-        source: [new] old index of each new index, or -1.
+        source: [new] old index of each new index, or ZERO, or MEAN.
         write: [new] scale of the copy when it is written (D).
-        read: [new] weight of the copy when it is read (R).
-        gain: [new] factor for a normalisation gain over the space.
+        read: [new] weight of the copy when it is read (R); 0 where nothing is copied.
+        gain: [new] factor for a normalisation gain over the space; 0 where nothing is copied.
     """
 
     size: int
@@ -43,9 +44,26 @@ class Lift:
     read: Floats
     gain: Floats
 
+    @property
+    def new(self) -> int:
+        """New size of the space."""
+        return len(self.source)
+
+    @property
+    def held(self) -> NDArray[np.bool_]:
+        """[new] is this index a copy of an old one?"""
+        return self.source >= 0
+
+    @property
+    def repeated(self) -> NDArray[np.bool_]:
+        """[new] is this index anything but the first copy of an old one?"""
+        first = np.zeros(self.new, np.bool_)
+        first[np.unique(self.source, return_index=True)[1]] = True
+        return ~(first & self.held)
+
     def scale(self, role: Role) -> Floats:
         """The [new] factors for a parameter that plays `role` on this space."""
-        return {"write": self.write, "read": self.read, "gain": self.gain}[role]
+        return {"write": self.write, "read": self.read, "gain": self.gain, "shift": self.write * self.held}[role]
 
     def along(self, array: Any, axis: int, role: Role, power: int = 1) -> Any:
         """Moves one axis of a numpy array or torch tensor, old size to new size; dtype is kept.
@@ -54,47 +72,111 @@ class Lift:
         """
         if array.shape[axis] != self.size:
             raise OutgrowError(f"axis {axis} has size {array.shape[axis]}, but the lift enlarges a space of {self.size}")
-        moved = array[(slice(None),) * axis + (np.maximum(self.source, 0),)]
-        factor = np.where(self.source < 0, 0.0, self.scale(role) ** power)
+        moved = array[_at(axis, np.maximum(self.source, 0))]
+        means = self.source == MEAN
+        if role == "write" and means.any():
+            moved[_at(axis, np.flatnonzero(means))] = array.mean(axis, keepdims=True)
+        factor = np.where(self.source == ZERO, 0.0, self.scale(role) ** power)
         if (factor == 1.0).all():
             return moved
-        factor = np.expand_dims(factor, [a for a in range(array.ndim) if a != axis])
-        if hasattr(moved, "new_tensor"):  # torch, without importing it
-            return moved * moved.new_tensor(factor)
-        return moved * factor.astype(array.dtype)
+        return _times(moved, factor, axis)
+
+    def onto_old(self, array: Any, axis: int) -> Any:
+        """A numpy array A that reads the new space, seen from the old one: A D, new size to old size."""
+        moved = np.moveaxis(array, axis, 0)
+        weighted = moved * np.reshape(self.write, (-1, *[1] * (moved.ndim - 1)))
+        old = np.zeros((self.size, *moved.shape[1:]))
+        np.add.at(old, self.source[self.held], weighted[self.held])
+        old += weighted[self.source == MEAN].sum(0) / self.size
+        return np.moveaxis(old, 0, axis)
 
     def dual(self) -> Lift:
         """The lift by which gradients, and so Adam's first moment, move: writes and reads trade places.
 
-        A parameter's gradient is R_out^T dW D_in^T where the parameter is D_out W R_in (derived; checked in tests).
+        A parameter's gradient is R_out^T dW D_in^T where the parameter is D_out W R_in (derived; checked in tests). What
+        copies no old index gets zero.
         """
         safe = np.where(self.gain == 0, 1.0, self.gain)
-        return Lift(self.size, self.source, self.read, self.write, self.read * self.write / safe)
+        source = np.where(self.held, self.source, ZERO)
+        return Lift(self.size, source, self.read, self.write * self.held, self.read * self.write / safe)
+
+    def tied_fold(self) -> Floats:
+        """[new] factor for the norm before a tied head: the head reads by what the embedding writes, so this is read / write."""
+        return np.where(self.held, self.read / np.where(self.write == 0, 1.0, self.write), 1.0)
 
     def then(self, after: Lift) -> Lift:
         """The composition `after` o `self`: old -> middle -> new."""
-        if after.size != len(self.source):
-            raise OutgrowError(f"cannot compose: the first lift ends at {len(self.source)}, the second starts at {after.size}")
+        if after.size != self.new:
+            raise OutgrowError(f"cannot compose: the first lift ends at {self.new}, the second starts at {after.size}")
+        if (after.source == MEAN).any() and not self.held.all():
+            raise OutgrowError("cannot compose: the second lift takes the mean of indices that the first one made up")
         middle = np.maximum(after.source, 0)
-        source = np.where(after.source < 0, -1, self.source[middle])
+        source = np.where(after.source < 0, after.source, self.source[middle])
         pairs = ((a[middle], b) for a, b in ((self.write, after.write), (self.read, after.read), (self.gain, after.gain)))
         return Lift(self.size, source, *(a * b for a, b in pairs))
 
-    def fits_rms_norm(self) -> bool:
-        """Is `gain` what RMSNorm needs, sqrt(s n/n') with the same s, the sum of write^2 over the copies of an index, for all?
+    def norm_factor(self) -> float | None:
+        """rho with norm(D x) = rho norm(x), what a gain must be multiplied by and an eps by its square; None if there is none.
 
-        The norm of the new space is sqrt(s n/n') times the old one; uneven plain copies have no common s (derived).
+        rho^2 = s n/n', where s, the sum of write^2 over the copies of an index, must be the same for all (derived).
         """
-        held = self.source >= 0
-        squares = np.bincount(self.source[held], self.write[held] ** 2, minlength=self.size)
-        needed = (squares * self.size / len(self.source)) ** 0.5
-        return bool(np.ptp(squares) < 1e-9 and np.allclose(self.gain[held], needed[0]))
+        squares = np.bincount(self.source[self.held], self.write[self.held] ** 2, minlength=self.size)
+        return float((squares[0] * self.size / self.new) ** 0.5) if np.ptp(squares) < 1e-9 else None
+
+    def keeps_rms_norm(self) -> bool:
+        """Does RMSNorm of the new space give D times RMSNorm of the old one? No new index may hold a mean."""
+        rho = self.norm_factor()
+        return rho is not None and np.allclose(self.gain[self.held], rho) and not (self.source == MEAN).any()
+
+    def keeps_layer_norm(self) -> bool:
+        """The same for LayerNorm, which takes the mean away first: even copies, or new indices that hold the mean (LEMON)."""
+        rho = self.norm_factor()
+        if rho is None or not np.allclose(self.gain[self.held], rho):
+            return False
+        rows = np.where(self.source == ZERO, 0.0, self.write)
+        columns = np.bincount(self.source[self.held], self.write[self.held], minlength=self.size)
+        return bool(np.ptp(rows) < 1e-9 and np.ptp(columns) < 1e-9)
+
+    def without_gain(self) -> Lift:
+        """The same lift scaled so that norms need neither another gain nor another eps: activations keep their size."""
+        rho = self.norm_factor()
+        if rho is None:
+            raise OutgrowError("the lift changes the norms of its space unevenly; no scale mends that")
+        return Lift(self.size, self.source, self.write / rho, self.read * rho, self.held.astype(np.float64))
 
     def identity_error(self) -> float:
         """max |R D - I|: zero when whatever reads the grown space sees the old values."""
-        held = self.source >= 0
-        product = np.bincount(self.source[held], (self.read * self.write)[held], minlength=self.size)
+        product = np.bincount(self.source[self.held], (self.read * self.write)[self.held], minlength=self.size)
         return float(np.abs(product - 1.0).max())
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A learned lift B: [new, old], applied alike to whatever writes or reads the space (LiGO, arXiv 2303.00980).
+
+    `matrix` may be a numpy array or a torch tensor that asks for gradients.
+    """
+
+    matrix: Any
+
+    @property
+    def size(self) -> int:
+        return self.matrix.shape[1]
+
+    @property
+    def new(self) -> int:
+        return self.matrix.shape[0]
+
+    def along(self, array: Any, axis: int, role: Role, power: int = 1) -> Any:
+        """W'_..i.. = sum_j B[i, j] W_..j.. on one axis of a numpy array or torch tensor."""
+        torch_array = hasattr(array, "new_tensor")
+        matrix: Any = self.matrix
+        matrix = array.new_tensor(matrix) if torch_array and isinstance(self.matrix, np.ndarray) else matrix
+        matrix = matrix if torch_array else matrix.astype(array.dtype)
+        return (array.swapaxes(axis, -1) @ matrix.T).swapaxes(axis, -1)
+
+
+AnyLift = Lift | Dense
 
 
 def identity(size: int) -> Lift:
@@ -113,25 +195,65 @@ def isometry(size: int, new: int) -> Lift:
     """Tiles the space at any ratio with D^T D = I: copies are written and read as 1/sqrt(count).
 
     Exact under RMSNorm once its gain is scaled by sqrt(size/new), which `gain` does, and its eps by size/new, which
-    the plan must do. Reads equal writes, so tied embeddings stay tied (derived).
+    the plan must do (derived).
     """
     source = _tiled(size, new)
     scale = _counts(size, source) ** -0.5
     return Lift(size, source, scale, scale, np.full(new, (size / new) ** 0.5))
 
 
+def tiling(size: int, new: int) -> Lift:
+    """The isometry without its gain: exact under RMSNorm at any ratio with gain and eps as they are; `copies` where the ratio is whole."""
+    return copies(size, new) if new % size == 0 else isometry(size, new).without_gain()
+
+
 def pad(size: int, new: int) -> Lift:
     """Appends indices that hold zero. Under RMSNorm the gain is scaled by sqrt(size/new) (MSG, arXiv 2305.02869)."""
-    source = np.concatenate([np.arange(size), np.full(new - size, -1)]).astype(np.int64)
-    held = (source >= 0).astype(np.float64)
-    return Lift(size, source, held, held, held * (size / new) ** 0.5)
+    return _appended(size, new, ZERO)
+
+
+def mean(size: int, new: int) -> Lift:
+    """Appends indices that hold the mean of the old ones: what LayerNorm needs in place of `pad` (LEMON, arXiv 2310.07999)."""
+    return _appended(size, new, MEAN)
+
+
+def split(size: int, new: int, seed: int = 0) -> Lift:
+    """Tiles the space like `copies`, but each copy is read with a share of its own, so that copies do not stay alike (LEMON).
+
+    The shares of an index are drawn from [1/2, 3/2] and sum to one.
+    """
+    even = copies(size, new)
+    shares = even.read * np.random.default_rng(seed).uniform(0.5, 1.5, new)
+    totals = np.bincount(even.source, shares, minlength=size)
+    return Lift(size, even.source, even.write, shares / totals[even.source], even.gain)
+
+
+def _appended(size: int, new: int, source: int) -> Lift:
+    indices = np.concatenate([np.arange(size), np.full(_larger(size, new) - size, source)]).astype(np.int64)
+    held = (indices >= 0).astype(np.float64)
+    return Lift(size, indices, np.where(indices == ZERO, 0.0, 1.0), held, held * (size / new) ** 0.5)
 
 
 def _tiled(size: int, new: int) -> Indices:
+    return np.arange(_larger(size, new), dtype=np.int64) % size
+
+
+def _larger(size: int, new: int) -> int:
     if new < size:
         raise OutgrowError(f"cannot grow a space of {size} to {new}: the new size is smaller")
-    return np.arange(new, dtype=np.int64) % size
+    return new
 
 
 def _counts(size: int, source: Indices) -> Floats:
     return np.bincount(source, minlength=size)[source].astype(np.float64)
+
+
+def _at(axis: int, indices: Indices) -> tuple[Any, ...]:
+    return (slice(None),) * axis + (indices,)
+
+
+def _times(array: Any, factor: Floats, axis: int) -> Any:
+    factor = np.expand_dims(factor, [a for a in range(array.ndim) if a != axis])
+    if hasattr(array, "new_tensor"):  # torch, without importing it
+        return array * array.new_tensor(factor)
+    return array * factor.astype(array.dtype)

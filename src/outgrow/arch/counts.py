@@ -14,9 +14,9 @@ class Counts:
 
     Attributes:
         total: every parameter, a tied head counted once.
-        embedding: the input embedding, and the head where it is not tied.
+        embedding: the input embedding, learned positions, and the head where it is not tied.
         head: entries of the output head, tied or not: they multiply.
-        matmul: parameters that take part in a matrix product, the head among them.
+        matmul: parameters that take part in a matrix product for a token: the head among them, of the experts those it is sent to.
     """
 
     total: int
@@ -36,10 +36,11 @@ def parameter_counts(arch: Arch, config: Config) -> Counts:
     for tensor in arch.tensors(config):
         entries = math.prod(arch.shape(tensor.spec, sizes))
         total += entries
-        touches_vocab = any("vocab" in axis.spaces for axis in tensor.spec.axes)
-        embedding += entries if touches_vocab else 0
-        head += entries if touches_vocab and tensor.spec.multiplies else 0
-        matmul += entries if tensor.spec.multiplies else 0
+        is_table = any(axis.spaces & {"vocab", "position"} for axis in tensor.spec.axes)
+        embedding += entries if is_table else 0
+        head += entries if is_table and tensor.spec.multiplies else 0
+        sent_to = tensor.expert is None or tensor.expert < arch.get(config, "num_experts_per_tok")
+        matmul += entries if tensor.spec.multiplies and sent_to else 0
     tied_head = sizes["vocab"] * sizes["hidden"] * len(arch.aliases(config))
     return Counts(total, embedding, head + tied_head, matmul + tied_head)
 
@@ -51,5 +52,5 @@ def flops_per_token(arch: Arch, config: Config, context: int) -> int:
     free, the output head is not.
     """
     sizes = arch.sizes(config)
-    attention = 12 * arch.layers(config) * sizes["kv"] * sizes["group"] * sizes["head"] * context
+    attention = 12 * arch.layers(config) * sizes["kv"] * sizes.get("group", 1) * sizes["head"] * context
     return 6 * parameter_counts(arch, config).matmul + attention

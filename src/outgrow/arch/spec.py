@@ -2,14 +2,18 @@
 
     self_attn.q_proj.weight:  (kv group head) <- hidden        a matrix; its first stored axis is kv x group x head
     self_attn.q_proj.bias:    (kv group head) <- | if attention_bias
-    input_layernorm.weight:   gain hidden                      a normalisation gain
+    self_attn.qkv_proj.weight: (kv group head) + (kv head) + (kv head) <- hidden     blocks one after another on one axis
+    query_key_value.weight:   (kv 3 head) <- hidden            a number is an axis of that size which never grows
+    input_layernorm.weight:   gain hidden                      a normalisation gain; its bias is `shift hidden`
     embed_tokens.weight:      hidden <- vocab | stored vocab hidden
     lm_head.weight:           vocab <- hidden | tied model.embed_tokens.weight
+    mlp.experts.{expert}.up_proj.weight:  ffn <- hidden        one tensor per expert
     self_attn.o_proj.weight:  hidden <- (kv group head) | ends branch
 
 Axes are stored in the order written, writes first, unless `stored` says otherwise. Options after "|":
 `if KEY` (present when the config's KEY is true), `tied NAME` (absent, and equal to NAME, when embeddings are tied),
-`stored AXES`, `ends branch` (the last map before the residual sum).
+`stored AXES`, `ends branch` (the last map before the residual sum), `plus one` (a gain stored without its one),
+`times sqrt SPACE` (the model multiplies the tensor by sqrt of that size), `before tied head` (the norm a tied head reads).
 """
 
 from __future__ import annotations
@@ -19,33 +23,43 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from outgrow.errors import OutgrowError
 from outgrow.spaces import Role
 
 Config = Mapping[str, Any]
-Admits = Literal["isometry", "copies", "nothing"]  # isometry: a residual space that RMSNorm reads
+# What reads a space, and so which lifts keep the function: a norm over it, nothing that mixes it, heads normed together, or all.
+Admits = Literal["RMSNorm", "LayerNorm", "copies", "even copies", "nothing"]
 
 
 @dataclass(frozen=True)
 class Space:
     """A space: its size as an expression over config keys and earlier spaces, and the lifts its operations admit.
 
-    `edit` is the config key that changes when the space grows; None when no key names it.
+    Attributes:
+        size: alternatives by "or", each a product, quotient or sum such as "num_attention_heads / kv".
+        edit: config keys that hold the size, the one to set if none stands there first.
+        admits: what reads the space.
+        scales: config keys that grow by the same factor, such as the number of experts a token is sent to.
     """
 
     size: str
-    edit: str | None = None
+    edit: tuple[str, ...] = ()
     admits: Admits = "copies"
+    scales: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One stored axis of a tensor: the spaces flattened into it, outermost first, and the role they play."""
+    """One stored axis of a tensor: blocks one after another, each the spaces flattened into it, outermost first; and their role."""
 
-    spaces: tuple[str, ...]
+    blocks: tuple[tuple[str, ...], ...]
     role: Role
+
+    @property
+    def spaces(self) -> set[str]:
+        return {space for block in self.blocks for space in block}
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,9 @@ class Spec:
     condition: str | None = None
     tied: str | None = None
     ends_branch: bool = False
+    plus_one: bool = False
+    times_sqrt: str | None = None
+    before_tied_head: bool = False
 
     @property
     def is_gain(self) -> bool:
@@ -63,23 +80,27 @@ class Spec:
 
     @property
     def multiplies(self) -> bool:
-        """Takes part in a matrix product: it reads a space, and not by looking rows up in the vocabulary."""
-        return any(axis.role == "read" and axis.spaces != ("vocab",) for axis in self.axes)
+        """Takes part in a matrix product: it reads a space, and not by looking rows up in a table."""
+        return any(axis.role == "read" and not axis.spaces & {"vocab", "position"} for axis in self.axes)
 
     @property
     def decays(self) -> bool:
         """Is a matrix, and so takes weight decay; gains and biases do not."""
         return len(self.axes) > 1
 
+    def writes(self, space: str) -> bool:
+        return any(axis.role == "write" and space in axis.spaces for axis in self.axes)
+
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a concrete checkpoint: its name on disk, its layer (None outside the blocks), role name and spec."""
+    """A tensor of a concrete checkpoint: its name on disk, layer (None outside the blocks), key, spec and expert (None if none)."""
 
     name: str
     layer: int | None
     key: str
     spec: Spec
+    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +112,17 @@ class Arch:
         model_types: values of `model_type` in config.json that this table describes.
         spaces: name -> `Space`, in an order where each may use the ones before it.
         top: tensor name -> spec, outside the blocks.
-        layer: tensor name inside a block -> spec.
+        layer: tensor name inside a block -> spec; `{expert}` stands for the number of an expert.
         layer_prefix: name of block i, with `{}` for i.
         layer_count: config key with the number of blocks.
         layer_tables: config keys that hold one entry per block.
-        norm_eps: config key of the epsilon of the norms over the residual space; it grows as their gain squared.
+        layer_bounds: config keys that count the first blocks of a kind.
+        period: blocks alternate with this period where no table in the config says so.
+        products: config key -> the spaces whose product it holds.
+        norm_eps: config key of the epsilon of the norms over the residual space; None if there is none or other norms share it.
+        init: config key of the standard deviation of fresh weights.
+        requires: config key -> the only value that this table describes, where the file does not leave it out.
+        backbone_prefix: what names lack in files that were saved without the output head.
         buffers: tensors inside a block that old files carry and that nothing reads; they are dropped.
         defaults: config key -> value where the file leaves it out.
     """
@@ -108,7 +135,13 @@ class Arch:
     layer_prefix: str = "model.layers.{}."
     layer_count: str = "num_hidden_layers"
     layer_tables: tuple[str, ...] = ("layer_types",)
-    norm_eps: str = "rms_norm_eps"
+    layer_bounds: tuple[str, ...] = ()
+    period: int = 1
+    products: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    norm_eps: str | None = None
+    init: str = "initializer_range"
+    requires: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    backbone_prefix: str = ""
     buffers: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -120,12 +153,33 @@ class Arch:
     def layers(self, config: Config) -> int:
         """The number of blocks."""
         value = config.get(self.layer_count)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise OutgrowError(f"the config's '{self.layer_count}' must be a whole number of at least 1, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise OutgrowError(f"the config's '{self.layer_count}' must be a whole number of at least 0, not {value!r}")
         return value
 
+    def kinds(self, config: Config) -> list[Any]:
+        """[layers] the kind of each block, such as sliding or full attention."""
+        for table in self.layer_tables:
+            if isinstance(config.get(table), list):
+                return cast("list[Any]", config[table])
+        return [layer % self.period for layer in range(self.layers(config))]
+
+    def pattern(self, config: Config) -> int:
+        """The number of layers after which their kinds repeat; 1 where all are alike."""
+        kinds = self.kinds(config)
+        count = len(kinds)
+        return next((p for p in range(1, count) if all(kinds[i] == kinds[i % p] for i in range(count))), max(count, 1))
+
+    @property
+    def residual(self) -> list[str]:
+        """The spaces of the residual stream: those that norms read."""
+        return [name for name, space in self.spaces.items() if space.admits in ("RMSNorm", "LayerNorm")]
+
     def sizes(self, config: Config) -> dict[str, int]:
-        """The size of every space; refuses configs in which a size is missing or does not divide."""
+        """The size of every space; refuses configs that this table does not describe."""
+        for key, value in self.requires.items():
+            if config.get(key, value) not in (value, None):
+                raise OutgrowError(f"'{key}' = {config[key]!r} is not described for {self.family}; only {value!r} is")
         sizes: dict[str, int] = {}
         for name, space in self.spaces.items():
             sizes[name] = self._evaluate(name, space.size, {**config, **sizes})
@@ -133,20 +187,25 @@ class Arch:
 
     def _evaluate(self, name: str, expression: str, values: Mapping[str, Any]) -> int:
         for alternative in expression.split(" or "):
-            keys = alternative.split(" / ")
-            numbers = [self.get(values, key) for key in keys]
+            first, *rest = re.split(r" ([/*+]) ", alternative)
+            operations = [("*", first), *zip(rest[::2], rest[1::2], strict=True)]
+            numbers = [int(key) if key.isdigit() else self.get(values, key) for _, key in operations]
             if any(number is None for number in numbers):
                 continue
-            for key, number in zip(keys, numbers, strict=True):
+            size = 1
+            for (sign, key), number in zip(operations, numbers, strict=True):
                 if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                     raise OutgrowError(f"the config's '{key}' must be a whole number of at least 1, not {number!r}")
-            value = numbers[0]
-            for key, number in zip(keys[1:], numbers[1:], strict=True):
-                if value % number:
-                    raise OutgrowError(f"the config's '{keys[0]}' ({value}) is not a multiple of '{key}' ({number})")
-                value //= number
-            return value
+                if sign == "/" and size % number:
+                    raise OutgrowError(f"the config's '{first}' ({size}) is not a multiple of '{key}' ({number})")
+                size = size * number if sign == "*" else size + number if sign == "+" else size // number
+            return size
         raise OutgrowError(f"the config says nothing about the size of '{name}': it needs {expression}")
+
+    def name(self, key: str, layer: int | None, expert: int | None = None) -> str:
+        """The name on disk of a tensor."""
+        prefix = "" if layer is None else self.layer_prefix.format(layer)
+        return prefix + (key if expert is None else key.replace("{expert}", str(expert)))
 
     def tensors(self, config: Config) -> Iterator[Tensor]:
         """Every tensor of the checkpoint on disk, top ones first, then block by block."""
@@ -155,64 +214,98 @@ class Arch:
             if self._stored(spec, config):
                 yield Tensor(key, None, key, spec)
         block = [(key, spec) for key, spec in ((k, parse(t)) for k, t in self.layer.items()) if self._stored(spec, config)]
-        for index in range(self.layers(config)):
-            prefix = self.layer_prefix.format(index)
+        experts: list[int | None] = list(range(self.sizes(config).get("expert", 0)))
+        for layer in range(self.layers(config)):
             for key, spec in block:
-                yield Tensor(prefix + key, index, key, spec)
+                for expert in experts if "{expert}" in key else [None]:
+                    yield Tensor(self.name(key, layer, expert), layer, key, spec, expert)
 
     def _stored(self, spec: Spec, config: Config) -> bool:
         if spec.condition and not self.get(config, spec.condition):
             return False
-        return not (spec.tied and self.get(config, "tie_word_embeddings"))
+        return not (spec.tied and self.is_tied(config))
+
+    def is_tied(self, config: Config) -> bool:
+        """Does the output head share the embedding's weights?"""
+        return bool(self.get(config, "tie_word_embeddings"))
 
     def aliases(self, config: Config) -> dict[str, str]:
         """Tied names that may stand in a file all the same, with the name they equal."""
-        if not self.get(config, "tie_word_embeddings"):
+        if not self.is_tied(config):
             return {}
         return {key: spec.tied for key, spec in ((k, parse(t)) for k, t in self.top.items()) if spec.tied}
 
     def shape(self, spec: Spec, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The stored shape of a tensor."""
-        return tuple(math.prod(sizes[s] for s in axis.spaces) for axis in spec.axes)
+        return tuple(sum(math.prod(size_of(s, sizes) for s in block) for block in axis.blocks) for axis in spec.axes)
 
     def shapes(self, config: Config) -> dict[str, tuple[int, ...]]:
         """Name on disk -> shape, for the whole checkpoint."""
         sizes = self.sizes(config)
         return {tensor.name: self.shape(tensor.spec, sizes) for tensor in self.tensors(config)}
 
+    def deviation(self, spec: Spec, config: Config) -> float:
+        """Standard deviation of fresh weights: the config's for matrices, 1/sqrt(2 x layers) of it where a branch ends (GPT-2)."""
+        if not spec.decays:
+            return 0.0
+        deviation = float(self.get(config, self.init) or 0.02)
+        return deviation * (2 * max(self.layers(config), 1)) ** -0.5 if spec.ends_branch else deviation
+
+
+def size_of(space: str, sizes: Mapping[str, int]) -> int:
+    """The size of a space, or of a number that stands in its place."""
+    return int(space) if space.isdigit() else sizes[space]
+
 
 @cache
 def parse(text: str) -> Spec:
     """Parses one line of the grammar above."""
     body, *options = (part.strip() for part in text.split("|"))
-    condition = tied = stored = None
-    ends_branch = False
+    found: dict[str, Any] = {}
+    stored = None
     for option in options:
         word, _, rest = option.partition(" ")
         if word == "if":
-            condition = rest
+            found["condition"] = rest
         elif word == "tied":
-            tied = rest
+            found["tied"] = rest
         elif word == "stored":
             stored = rest
-        elif option == "ends branch":
-            ends_branch = True
+        elif option.startswith("times sqrt "):
+            found["times_sqrt"] = option.removeprefix("times sqrt ")
+        elif option in ("ends branch", "plus one", "before tied head"):
+            found[option.replace(" ", "_")] = True
         else:
-            raise OutgrowError(f"unknown option '{option}' in the architecture line '{text}'; known: if, tied, stored, ends branch")
-    if body.startswith("gain "):
-        axes = _axes(body.removeprefix("gain "), "gain")
+            known = "if, tied, stored, ends branch, plus one, times sqrt, before tied head"
+            raise OutgrowError(f"unknown option '{option}' in the architecture line '{text}'; known: {known}")
+    word, _, rest = body.partition(" ")
+    if word in ("gain", "shift"):
+        axes = _axes(rest, cast("Role", word))
     else:
         writes, arrow, reads = body.partition("<-")
         if not arrow:
-            raise OutgrowError(f"the architecture line '{text}' needs 'writes <- reads' or 'gain SPACE'")
+            raise OutgrowError(f"the architecture line '{text}' needs 'writes <- reads', 'gain SPACE' or 'shift SPACE'")
         axes = _axes(writes, "write") + _axes(reads, "read")
     if stored:
-        order = [axis.spaces for axis in _axes(stored, "write")]
-        if sorted(order) != sorted(axis.spaces for axis in axes):
+        order = [axis.blocks for axis in _axes(stored, "write")]
+        if sorted(order) != sorted(axis.blocks for axis in axes):
             raise OutgrowError(f"'stored {stored}' does not name the axes of the architecture line '{text}'")
-        axes = tuple(sorted(axes, key=lambda axis: order.index(axis.spaces)))
-    return Spec(axes, condition, tied, ends_branch)
+        axes = tuple(sorted(axes, key=lambda axis: order.index(axis.blocks)))
+    return Spec(axes, **found)
 
 
 def _axes(text: str, role: Role) -> tuple[Axis, ...]:
-    return tuple(Axis(tuple(part.strip("()").split()), role) for part in re.findall(r"\([^)]*\)|\S+", text))
+    """`(a b) + c d` is two axes: one of the blocks (a b) and c, and one of d."""
+    axes: list[Axis] = []
+    joined = False
+    for part in re.findall(r"\([^)]*\)|\S+", text):
+        if part == "+":
+            joined = True
+            continue
+        block = tuple(part.strip("()").split())
+        if joined and axes:
+            axes[-1] = Axis((*axes[-1].blocks, block), role)
+        else:
+            axes.append(Axis((block,), role))
+        joined = False
+    return tuple(axes)

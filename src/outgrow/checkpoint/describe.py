@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from outgrow.arch import Arch, Config, flops_per_token, parameter_counts
 from outgrow.checkpoint.huggingface import Checkpoint
 from outgrow.checkpoint.lineage import read_lineage
-from outgrow.growth.plan import GrowthPlan
+from outgrow.growth.plan import FRESH, GrowthPlan, connection_rate
 
 CONTEXT = 2048  # tokens, where a config does not say how much it was trained with
 
@@ -44,28 +45,45 @@ def checkpoint_facts(checkpoint: Checkpoint, context: int = CONTEXT) -> dict[str
 
 def plan_lines(plan: GrowthPlan, every_tensor: bool = True) -> Iterator[str]:
     """A plan as text: sizes, parameters and FLOPs before and after, claims, and which tensor comes from which."""
-    arch, before, after = plan.arch, plan.source_config, plan.target_config
-    knobs = ", ".join(f"{key}={value}" for key, value in plan.knobs.items())
-    yield f"{plan.operator}({knobs}), {plan.citation}: {arch.family}"
-    yield _change("layers", arch.layers(before), arch.layers(after))
-    for name, size in arch.sizes(before).items():
-        if name in plan.lifts:
-            yield _change(name, size, arch.sizes(after)[name])
-    yield from _costs(arch, before, after)
-    yield "the function is preserved" if plan.claims.preserves else "the function changes: expect a higher loss until trained on"
-    yield f"layer map: {' '.join(map(str, plan.layers))}"
+    first, stages = plan.stages[0], plan.stages
+    for stage in stages:
+        knobs = ", ".join(f"{key}={value}" for key, value in stage.knobs.items())
+        yield f"{stage.operator}({knobs}), {stage.citation}: {stage.arch.family}"
+        yield _change("layers", stage.arch.layers(stage.source_config), len(stage.layers))
+        old, new = stage.arch.sizes(stage.source_config), stage.target_sizes
+        yield from (_change(name, old[name], new[name]) for name in stage.lifts)
+        if stage.layers != tuple(range(stage.arch.layers(stage.source_config))):
+            yield f"layer map: {' '.join('new' if layer == FRESH else str(layer) for layer in stage.layers)}"
+            yield f"connection rate: {connection_rate(stage.layers):.2f} of the neighbouring layers were neighbours before"
+        if stage.fill == "masked":
+            yield "what is new is zero here; training opens it, random, over start.unmask_tokens"
+        if stage.trains_only_fresh:
+            yield "training changes the new layers only"
+    yield from _costs(first.arch, first.source_config, plan.grown_arch, plan.target_config)
+    preserves = all(stage.claims.preserves for stage in stages)
+    yield "the function is preserved" if preserves else "the function changes: expect a higher loss until trained on"
     if every_tensor:
-        shapes = arch.shapes(after)
-        yield from (f"{a.target.name} {list(shapes[a.target.name])} <- {a.source}" for a in plan.assignments())
+        shapes = plan.grown_arch.shapes(plan.target_config)
+        yield from (f"{a.target.name} {list(shapes[a.target.name])} <- {a.source or 'new'}" for a in plan.assignments())
 
 
-def _costs(arch: Arch, before: Config, after: Config) -> Iterator[str]:
-    old, new = parameter_counts(arch, before), parameter_counts(arch, after)
+def receipt_lines(directory: Path) -> Iterator[str]:
+    """What the receipt of a grown directory says was measured."""
+    measured = read_lineage(directory).measured or {}
+    if "logit_difference" in measured:
+        change, deviation = measured["logit_difference"], measured["logit_deviation"]
+        yield f"measured: logits differ by at most {change:.2g} from the source's, whose deviation is {deviation:.2g} (float64)"
+    elif measured:
+        yield f"not measured: {measured['not measured']}"
+
+
+def _costs(arch: Arch, before: Config, grown: Arch, after: Config) -> Iterator[str]:
+    old, new = parameter_counts(arch, before), parameter_counts(grown, after)
     yield _change("parameters", old.total, new.total)
     yield _change("non-embedding parameters", old.non_embedding, new.non_embedding)
     trained = arch.get(before, "max_position_embeddings")
     context = trained if isinstance(trained, int) and trained > 0 else CONTEXT
-    flops = flops_per_token(arch, before, context), flops_per_token(arch, after, context)
+    flops = flops_per_token(arch, before, context), flops_per_token(grown, after, context)
     yield _change(f"training FLOPs per token at context {context}", *flops)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from outgrow.arch import Arch, arch_for
+from outgrow.arch import FAMILIES, Arch, arch_for
 from outgrow.checkpoint.safetensors_file import Entry, entry_bytes, read_header
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
@@ -21,10 +21,20 @@ _NOT_SIDE = {CONFIG, INDEX, "outgrow.json", "training.json"}
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor on disk."""
+    """A tensor on disk: its file, where it lies there, and its name there."""
 
     path: Path
     entry: Entry
+    name: str
+
+    def read(self) -> Any:
+        """The tensor as a torch tensor, in fp32 for arithmetic (float64 if it is float64)."""
+        import torch
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as file:
+            tensor = file.get_tensor(self.name)
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -32,12 +42,9 @@ class Checkpoint:
     """A checkpoint directory, its headers read and checked against its config; no tensor is loaded."""
 
     directory: Path
+    arch: Arch
     config: dict[str, Any]
     tensors: Mapping[str, Stored]
-
-    @property
-    def arch(self) -> Arch:
-        return arch_for(self.config)
 
     @property
     def weight_files(self) -> list[Path]:
@@ -53,15 +60,15 @@ class Checkpoint:
         return [path for path in files if path.suffix in _SIDE_SUFFIXES or path.stem.upper() == "LICENSE"]
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
+def open_checkpoint(directory: Path, families: Iterable[Arch] = FAMILIES) -> Checkpoint:
     """Reads config.json and every header of a directory, and checks names and shapes against the architecture."""
     if not directory.is_dir():
         raise OutgrowError(f"there is no directory '{directory}'; give a Hugging Face checkpoint directory")
     config = read_json(directory / CONFIG)
     if not isinstance(config, dict):
         raise OutgrowError(f"'{directory / CONFIG}' must hold a JSON object")
-    arch = arch_for(config)
-    tensors = _stored(directory)
+    arch = arch_for(config, families)
+    tensors = stored_tensors(directory, arch)
     if arch.layers(config) > len(tensors):
         raise OutgrowError(f"config.json of '{directory}' says {arch.layers(config):,} layers, and its files hold {len(tensors)} tensors")
     expected = arch.shapes(config)
@@ -72,7 +79,15 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     for name, shape in expected.items():
         if tensors[name].entry.shape != shape:
             raise OutgrowError(f"'{name}' in '{directory}' has shape {list(tensors[name].entry.shape)}, and config.json says {list(shape)}")
-    return Checkpoint(directory, config, {name: tensors[name] for name in expected})
+    return Checkpoint(directory, arch, config, {name: tensors[name] for name in expected})
+
+
+def stored_tensors(directory: Path, arch: Arch) -> dict[str, Stored]:
+    """Every tensor in a directory's weight files, named as in a file that was saved with the output head."""
+    tensors, prefix = _stored(directory), arch.backbone_prefix
+    if not prefix or any(name.startswith(prefix) for name in tensors):
+        return tensors
+    return {name if name in arch.top else prefix + name: stored for name, stored in tensors.items()}
 
 
 def shards(tensors: Mapping[str, tuple[str, tuple[int, ...]]], largest: int) -> list[dict[str, tuple[str, tuple[int, ...]]]]:
@@ -99,12 +114,17 @@ def index_text(weight_map: Mapping[str, str], total_bytes: int) -> str:
     return json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}, indent=2) + "\n"
 
 
+def stored_in(path: Path) -> dict[str, Stored]:
+    """Every tensor of a safetensors file."""
+    return {name: Stored(path, entry, name) for name, entry in read_header(path).items()}
+
+
 def _stored(directory: Path) -> dict[str, Stored]:
     """Every tensor in the directory's weight files."""
     if (directory / INDEX).exists():
         return _indexed(directory)
     if (directory / SINGLE).exists():
-        return {name: Stored(directory / SINGLE, entry) for name, entry in read_header(directory / SINGLE).items()}
+        return stored_in(directory / SINGLE)
     if any(directory.glob("*.bin")):
         raise OutgrowError(f"'{directory}' holds pickled weights only, which are not opened; save the model as safetensors first")
     raise OutgrowError(f"'{directory}' holds no weights: neither '{SINGLE}' nor '{INDEX}'")
@@ -121,10 +141,10 @@ def _indexed(directory: Path) -> dict[str, Stored]:
             raise OutgrowError(f"'{directory / INDEX}' points outside its directory: '{name}'")
         if not (directory / name).is_file():
             raise OutgrowError(f"'{directory / INDEX}' names the shard '{name}', which is missing")
-        for tensor, entry in read_header(directory / name).items():
+        for tensor, stored in stored_in(directory / name).items():
             if tensor in found:
                 raise OutgrowError(f"the tensor '{tensor}' stands in both '{found[tensor].path.name}' and '{name}'")
-            found[tensor] = Stored(directory / name, entry)
+            found[tensor] = stored
     for tensor, name in weight_map.items():
         if tensor not in found or found[tensor].path.name != name:
             raise OutgrowError(f"'{directory / INDEX}' says that '{tensor}' is in '{name}', and it is not")

@@ -10,7 +10,10 @@ from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 
 LINEAGE = "outgrow.json"
-_TYPES = {"tokens": int, "flops": (int, float), "run": str, "plan": dict, "parents": dict, "parent": dict}
+_TYPES: dict[str, Any] = {
+    "tokens": int, "flops": (int, float), "run": str, "plan": dict, "optimizer": str, "measured": dict, "trains": list,
+    "parents": dict, "parent": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class Lineage:
         flops: training FLOPs that led here.
         run: identity of the training run that wrote it, if one did.
         plan: the growth plan that made it, if one did.
+        optimizer: what became of the optimizer's state in growth.
+        measured: what was measured on the grown model, its logit difference from the source among it.
+        trains: names of the tensors that training may change, if not all.
         parents: file name -> sha256 of every weight file it was grown from.
         parent: the lineage of the directory it was grown from.
     """
@@ -30,6 +36,9 @@ class Lineage:
     flops: float = 0.0
     run: str | None = None
     plan: dict[str, Any] | None = None
+    optimizer: str | None = None
+    measured: dict[str, Any] | None = None
+    trains: list[str] | None = None
     parents: dict[str, str] | None = None
     parent: dict[str, Any] | None = None
 

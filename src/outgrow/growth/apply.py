@@ -1,45 +1,181 @@
-"""The one kernel: moves a tensor along its axes by the lifts of its spaces."""
+"""The one kernel, which moves a tensor along its axes by the lifts of its spaces; and a grown checkpoint, a tensor at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
-from outgrow.arch import Spec
+import numpy as np
+from numpy.typing import NDArray
+
+from outgrow.arch import Spec, Tensor, parse, size_of
 from outgrow.errors import OutgrowError
+from outgrow.growth.fresh import entries, is_silent, mask_of, normal
 from outgrow.growth.plan import GrowthPlan
-from outgrow.spaces import Lift
+from outgrow.growth.rewrites import REWRITES
+from outgrow.spaces import AnyLift, Dense, Lift, Role
+
+# What moves: parameters; what adds up like their gradients (Adam's and Muon's momentum); squares of those.
+Channel = Literal["weight", "gradient", "square"]
+Policy = Literal["reset", "carry", "fresh-new"]
+Lifts = Mapping[str, AnyLift]
+Sizes = Mapping[str, int]
 
 
-def transport(spec: Spec, array: Any, lifts: Mapping[str, Lift], sizes: Mapping[str, int], power: int = 1) -> Any:
-    """A parameter over the grown spaces: W' = D_out W R_in, a gain by its own factor.
+def transport(spec: Spec, array: Any, lifts: Lifts, sizes: Sizes, channel: Channel = "weight", embedding: Spec | None = None) -> Any:
+    """A tensor over the grown spaces: W' = D_out W R_in, a gain by its own factor; gradients by the dual lift.
 
     Args:
         spec: what the parameter writes and reads.
         array: numpy array or torch tensor, in its stored shape.
-        lifts: space -> lift; the duals of the plan's lifts move gradients.
+        lifts: space -> lift.
         sizes: old sizes of all spaces.
-        power: 2 moves squares, such as Adam's second moment.
+        channel: what `array` holds.
+        embedding: spec of the embedding that the output head shares; None if it shares none.
     """
     if not is_lifted(spec, lifts):
         return array
-    folded = array.reshape([sizes[space] for axis in spec.axes for space in axis.spaces])
-    place = 0
-    shape: list[int] = []
-    for axis in spec.axes:
-        entries = 1
-        for space in axis.spaces:
-            if space in lifts:
-                folded = lifts[space].along(folded, place, axis.role, power)
-            entries *= folded.shape[place]
-            place += 1
-        shape.append(entries)
-    return folded.reshape(shape)
+    is_weight = channel == "weight"
+    power = 2 if channel == "square" else 1
+    moved = array + 1 if spec.plus_one and is_weight else array
+    used = lifts if is_weight else {name: _dual(lift) for name, lift in lifts.items()}
+    for place, axis in enumerate(spec.axes):
+        if axis.spaces & used.keys():
+            moved = _along_axis(moved, place, axis.blocks, axis.role, used, sizes, power)
+    if is_weight and spec.is_gain:  # a new channel begins with a gain of one
+        moved = moved + _like(moved, np.logical_or(*entries(spec, lifts, sizes, "empty")).astype(np.float64))
+    scale = _multiplier(spec, lifts, channel)
+    if spec.before_tied_head and embedding is not None:
+        scale = scale / _multiplier(embedding, lifts, channel) * _fold(spec, used)
+    if not np.all(scale == 1.0):
+        moved = moved * _like(moved, scale**power)
+    return moved - 1 if spec.plus_one and is_weight else moved
 
 
-def is_lifted(spec: Spec, lifts: Mapping[str, Lift]) -> bool:
+def is_lifted(spec: Spec, lifts: Lifts) -> bool:
     """Does a parameter write, read or gain a space that grows? If not, growth copies it as it is."""
-    return any(space in lifts for axis in spec.axes for space in axis.spaces)
+    return any(axis.spaces & lifts.keys() for axis in spec.axes)
+
+
+class Grown:
+    """A grown checkpoint and its optimizer state, made one tensor at a time from whatever `read` gives of the source.
+
+    Args:
+        plan: how it is made.
+        read: name -> array of the source; one checkpoint for weights, others for the moments under the same names.
+    """
+
+    def __init__(self, plan: GrowthPlan, read: Callable[[str], Any]) -> None:
+        self.plan = plan
+        self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in plan.grown_arch.tensors(plan.target_config)}
+        self._before = Grown(plan.after, read) if plan.after else None
+        self._read = read
+        self._sizes = plan.arch.sizes(plan.source_config)
+        tied = plan.arch.aliases(plan.source_config).values()
+        self._embedding = next((parse(plan.arch.top[name]) for name in tied), None)
+        self._sources = {tensor.name for tensor in plan.arch.tensors(plan.source_config)}
+
+    def weight(self, name: str) -> Any:
+        """A parameter of the target."""
+        plan, tensor = self.plan, self.tensors[name]
+        source = self._source_weight
+        array = self._from_nothing(tensor) if plan.source_of(tensor) is None else self._moved(tensor, source, "weight")
+
+        def moved(other: Tensor) -> Any:
+            return self._moved(other, source, "weight")
+
+        for rewrite, knobs in plan.rewrites.items():
+            if REWRITES[rewrite].touches(plan, tensor):
+                array = REWRITES[rewrite].apply(plan, tensor, array, moved, **knobs)
+        return array
+
+    def state(self, name: str, channel: Channel, policy: Policy) -> Any:
+        """A moment of the target's optimizer, from the source's of the same kind.
+
+        `carry` moves it by the dual lift. `fresh-new` gives it to what was there before and not to the copies. What no entry
+        of the source stands behind begins at zero; its second moment begins at the tensor's mean, because zero with an old
+        step count would take far too large a first step.
+        """
+        plan, tensor = self.plan, self.tensors[name]
+        if plan.depth_maps or any(isinstance(lift, Dense) for lift in plan.lifts.values()):
+            raise OutgrowError(f"no law moves optimizer state through the learned maps of '{plan.operator}'; use --optimizer reset")
+        before = self._before
+
+        def read(source: str) -> Any:
+            return before.state(source, channel, policy) if before else self._read(source)
+
+        if plan.source_of(tensor) is None:
+            near = read(self.reference(name, self._sources))
+            begin = float(near.mean()) if channel == "square" else 0.0
+            return _like(near, np.full(plan.grown_arch.shape(tensor.spec, plan.grown_arch.sizes(plan.target_config)), begin))
+        moved = self._moved(tensor, read, channel)
+        begin = float(moved.mean()) if channel == "square" else 0.0
+        is_new = mask_of(plan, tensor, "repeated" if policy == "fresh-new" else "empty")
+        return moved if not np.any(is_new) else moved * _like(moved, 1.0 - is_new) + _like(moved, is_new * begin)
+
+    def copied_from(self, name: str) -> str | None:
+        """The tensor of the very first source that this one equals byte for byte, if it does by construction."""
+        plan, tensor = self.plan, self.tensors[name]
+        source = plan.source_of(tensor)
+        changed = is_lifted(tensor.spec, plan.lifts) or plan.factor(tensor) != 1 or _module(tensor) in plan.depth_maps
+        if source is None or changed or any(REWRITES[rewrite].touches(plan, tensor) for rewrite in plan.rewrites):
+            return None
+        return self._before.copied_from(source) if self._before else source
+
+    def reference(self, name: str, among: set[str] | None = None) -> str:
+        """A tensor of the source like this one: what it is made from, or the same in the first layer, or any; for its dtype."""
+        plan, tensor = self.plan, self.tensors[name]
+        source = plan.source_of(tensor)
+        same = plan.arch.name(plan.keys.get(tensor.key) or tensor.key, None if tensor.layer is None else 0, tensor.expert)
+        found = source or (same if same in self._sources else min(self._sources))
+        return found if among or not self._before else self._before.reference(found)
+
+    def _source_weight(self, name: str) -> Any:
+        return self._before.weight(name) if self._before else self._read(name)
+
+    def _moved(self, tensor: Tensor, read: Callable[[str], Any], channel: Channel) -> Any:
+        """A tensor that has a source: along its spaces, and times its branch's factor."""
+        plan = self.plan
+        source = plan.source_of(tensor)
+        assert source is not None
+        if depth_map := _depth_map(plan, tensor):
+            names = [plan.arch.name(tensor.key, layer, tensor.expert) for layer in range(len(depth_map))]
+            array = sum(weight * read(name) for name, weight in zip(names, depth_map, strict=True))
+        else:
+            array = read(source)
+        moved = transport(tensor.spec, array, plan.lifts, self._sizes, channel, self._embedding)
+        factor = plan.factor(tensor)
+        if channel == "weight":
+            moved = _times(tensor.spec, moved, factor)
+            return self._fill(tensor, moved)
+        power = 2 if channel == "square" else 1
+        share = (0.0 if factor == 0 else factor**-power) * _read_share(plan, tensor) ** power
+        return moved if share == 1 else moved * share
+
+    def _fill(self, tensor: Tensor, array: Any) -> Any:
+        """Random weights where a lift gives nothing, but not in what must be silent at first."""
+        plan = self.plan
+        if plan.fill == "zero" or not tensor.spec.decays or not is_lifted(tensor.spec, plan.lifts) or is_silent(plan, tensor):
+            return array
+        where = np.logical_or(*entries(tensor.spec, plan.lifts, self._sizes, "empty"))
+        return array + _like(array, self._random(tensor) * where) if where.any() else array
+
+    def _from_nothing(self, tensor: Tensor) -> Any:
+        """A fresh tensor: gains one, biases zero, matrices random."""
+        plan = self.plan
+        near = self._source_weight(self.reference(tensor.name, self._sources))
+        array = _like(near, np.full(self._shape(tensor), 0.0 if tensor.spec.plus_one or not tensor.spec.is_gain else 1.0))
+        if tensor.spec.decays:
+            array = _like(near, self._random(tensor))
+        return _times(tensor.spec, array, plan.factor(tensor))
+
+    def _shape(self, tensor: Tensor) -> tuple[int, ...]:
+        return self.plan.grown_arch.shape(tensor.spec, self.plan.grown_arch.sizes(self.plan.target_config))
+
+    def _random(self, tensor: Tensor) -> NDArray[np.float64]:
+        plan = self.plan
+        return normal(plan.seed, tensor.name, self._shape(tensor)) * plan.grown_arch.deviation(tensor.spec, plan.target_config)
 
 
 def grow(plan: GrowthPlan, tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -47,8 +183,89 @@ def grow(plan: GrowthPlan, tensors: Mapping[str, Any]) -> Iterator[tuple[str, An
 
     A copy is the source's own array, not a clone. Raises OutgrowError when the source lacks a tensor.
     """
-    sizes = plan.arch.sizes(plan.source_config)
-    for assignment in plan.assignments():
-        if assignment.source not in tensors:
-            raise OutgrowError(f"the source has no tensor '{assignment.source}', from which '{assignment.target.name}' is made")
-        yield assignment.target.name, transport(assignment.target.spec, tensors[assignment.source], plan.lifts, sizes)
+
+    def read(name: str) -> Any:
+        if name not in tensors:
+            raise OutgrowError(f"the source has no tensor '{name}', which the plan reads")
+        return tensors[name]
+
+    grown = Grown(plan, read)
+    for name in grown.tensors:
+        yield name, grown.weight(name)
+
+
+def _along_axis(
+    array: Any, place: int, blocks: tuple[tuple[str, ...], ...], role: Role, lifts: Lifts, sizes: Sizes, power: int
+) -> Any:  # fmt: skip
+    """Moves one stored axis: each block is unfolded into its spaces, moved along those that grow, and folded again."""
+    before, after = tuple(array.shape[:place]), tuple(array.shape[place + 1 :])
+    pieces: list[Any] = []
+    begin = 0
+    for block in blocks:
+        shape = [size_of(space, sizes) for space in block]
+        end = begin + math.prod(shape)
+        piece = array[(slice(None),) * place + (slice(begin, end),)].reshape(*before, *shape, *after)
+        for offset, space in enumerate(block):
+            if space in lifts:
+                lift = lifts[space]
+                piece = lift.along(piece, place + offset, role, power)
+        pieces.append(piece.reshape(*before, math.prod(piece.shape[place : place + len(block)]), *after))
+        begin = end
+    return pieces[0] if len(pieces) == 1 else _joined(pieces, place)
+
+
+def _joined(pieces: list[Any], place: int) -> Any:
+    """The pieces one after another on an axis, as one array of their kind."""
+    shape = list(pieces[0].shape)
+    shape[place] = sum(piece.shape[place] for piece in pieces)
+    whole = pieces[0].new_empty(shape) if hasattr(pieces[0], "new_empty") else np.empty(shape, pieces[0].dtype)
+    begin = 0
+    for piece in pieces:
+        whole[(slice(None),) * place + (slice(begin, begin + piece.shape[place]),)] = piece
+        begin += piece.shape[place]
+    return whole
+
+
+def _dual(lift: AnyLift) -> AnyLift:
+    return lift.dual() if isinstance(lift, Lift) else lift
+
+
+def _multiplier(spec: Spec, lifts: Lifts, channel: Channel) -> Any:
+    """What undoes the growth of the model's own factor on a tensor, such as Gemma's sqrt(hidden) on embeddings."""
+    lift = lifts.get(spec.times_sqrt or "")
+    ratio = 1.0 if lift is None else (lift.size / lift.new) ** 0.5
+    return ratio if channel == "weight" else 1 / ratio
+
+
+def _fold(spec: Spec, lifts: Lifts) -> Any:
+    """The factor for the norm before a tied head, over its one axis."""
+    grown = (lifts.get(space) for space in spec.axes[0].spaces)
+    return next((lift.tied_fold() for lift in grown if isinstance(lift, Lift)), np.ones(1))
+
+
+def _times(spec: Spec, array: Any, factor: float) -> Any:
+    if factor == 1:
+        return array
+    return (array + 1) * factor - 1 if spec.plus_one else array * factor
+
+
+def _depth_map(plan: GrowthPlan, tensor: Tensor) -> Any:
+    """The learned weights of the source's layers in a tensor; empty where it is a copy."""
+    if tensor.layer is None or _module(tensor) not in plan.depth_maps:
+        return ()
+    return tuple(plan.depth_maps[_module(tensor)][tensor.layer])
+
+
+def _read_share(plan: GrowthPlan, tensor: Tensor) -> float:
+    """The weight with which a copy of an expert is read, which its gradient takes."""
+    lift = plan.lifts.get("expert")
+    return float(lift.read[tensor.expert]) if tensor.expert is not None and isinstance(lift, Lift) else 1.0
+
+
+def _module(tensor: Tensor) -> str:
+    return tensor.key.rpartition(".")[0]
+
+
+def _like(array: Any, values: Any) -> Any:
+    """Numbers as an array of the same kind and dtype."""
+    return array.new_tensor(values) if hasattr(array, "new_tensor") else np.asarray(values, array.dtype)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from outgrow.arch import Arch, Config, Tensor, arch_for
 from outgrow.errors import OutgrowError
-from outgrow.spaces import Lift
+from outgrow.growth.as_json import array_from_json, array_to_json, lift_from_json, lift_to_json
+from outgrow.spaces import AnyLift, Dense, Lift
+
+FRESH = -1  # in a layer map: a layer that copies none and starts from random weights
+Fill = Literal["zero", "quiet", "masked"]
 
 
 @dataclass(frozen=True)
@@ -20,19 +25,21 @@ class Claims:
 
     Attributes:
         preserves: the grown model computes the old function, |delta logit| < 1e-10 in float64.
-        trains: every tensor of every block gets a gradient within three steps.
+        trains: everything that growth made gets a gradient within three steps.
+        dual: gradients of what was copied are the source's, moved by the dual lift.
     """
 
     preserves: bool
     trains: bool
+    dual: bool = False
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One tensor of the target and the tensor of the source it is made from."""
+    """One tensor of the target and the tensor of the source it is made from: None for a fresh one."""
 
     target: Tensor
-    source: str
+    source: str | None
 
 
 @dataclass(frozen=True)
@@ -42,113 +49,287 @@ class GrowthPlan:
     Attributes:
         operator: name of the operator that wrote the plan.
         knobs: its arguments.
+        arch: the family of the source.
         source_config: config.json of the source.
-        layers: [target layers] source layer of each target layer.
-        lifts: space -> `Lift`, for the spaces that grow.
-        config: edits to config.json besides the layer count and the sizes of lifted spaces.
+        layers: [target layers] source layer of each target layer, or FRESH.
         claims: what the operator promises.
         citation: where the operator comes from.
+        lifts: space -> lift, for the spaces that grow.
+        ends: [target layers] factor on what ends a branch: 0 makes an identity block. Empty for all ones.
+        depth_maps: module -> [target layers, source layers], learned: W'_l = sum_j D[l, j] W_j. Empty for copies.
+        fill: what stands where nothing is copied. `zero`; `quiet`: random but in what writes the residual stream;
+            `masked`: random behind outputs that a training run unmasks, and that are zero in a checkpoint.
+        rewrites: name of a rewrite (`growth.rewrites`) -> its arguments.
+        seed: of everything random, together with each tensor's name.
+        target_arch: the family of the target, where it is another.
+        keys: tensor key of the target -> that of the source, where they differ; None for what no tensor gives.
+        config: edits to config.json besides those that follow from layers and lifts.
+        trains_only_fresh: train only the layers that growth made (LLaMA Pro).
+        flops: training FLOPs that making this plan has cost.
+        after: the plan that is applied first; this one starts from its target.
     """
 
     operator: str
     knobs: Mapping[str, Any]
+    arch: Arch
     source_config: Config
     layers: tuple[int, ...]
     claims: Claims
     citation: str
-    lifts: Mapping[str, Lift] = field(default_factory=dict[str, Lift])
+    lifts: Mapping[str, AnyLift] = field(default_factory=dict[str, AnyLift])
+    ends: tuple[float, ...] = ()
+    depth_maps: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    fill: Fill = "zero"
+    rewrites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    seed: int = 0
+    target_arch: Arch | None = None
+    keys: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    trains_only_fresh: bool = False
+    flops: float = 0.0
+    after: GrowthPlan | None = None
 
     def __post_init__(self) -> None:
         old = self.arch.layers(self.source_config)
-        if not self.layers or not all(0 <= layer < old for layer in self.layers):
+        sources = self.layers if old else [layer for layer in self.layers if layer != FRESH]
+        if not self.layers or not all(FRESH <= layer < old for layer in sources):
             raise OutgrowError(f"the layer list {list(self.layers)} must name layers 0 to {old - 1} of the source")
+        if self.ends and len(self.ends) != len(self.layers):
+            raise OutgrowError(f"the plan scales the branches of {len(self.ends)} layers, and the target has {len(self.layers)}")
+        for name, lift in self.lifts.items():
+            self._check(name, lift)
+        self._check_pattern(old)
+        self._check_sizes()
+
+    def _check(self, name: str, lift: AnyLift) -> None:
+        """A lift fits its space, and what reads the space admits it."""
+        spaces, sizes, family = self.arch.spaces, self.arch.sizes(self.source_config), self.arch.family
+        if name not in spaces:
+            raise OutgrowError(f"'{name}' is not a space of {family}; its spaces: {', '.join(spaces)}")
+        growth = f"'{name}' {sizes[name]} -> {lift.new} in {family}"
+        admits = spaces[name].admits
+        if admits == "nothing":
+            reason = "no map of it keeps the old function" if name != "head" else (
+                "RoPE frequencies and the attention's scale depend on it, so the old function is lost"
+            )  # fmt: skip
+            raise OutgrowError(f"cannot widen {growth}: {reason}; widen {', '.join(self.widenable)} instead")
+        if lift.size != sizes[name]:
+            raise OutgrowError(f"the lift of '{name}' enlarges a space of {lift.size}, and the source has {sizes[name]}")
+        if not self.claims.preserves or isinstance(lift, Dense):
+            return
+        exact = {"RMSNorm": lift.keeps_rms_norm(), "LayerNorm": lift.keeps_layer_norm()}.get(admits, True)
+        if not exact:
+            way_out = "an isometry, a tiling or a pad" if admits == "RMSNorm" else "even copies or new indices that hold the mean"
+            raise OutgrowError(
+                f"the plan claims to preserve the function, and its lift of {growth} does not fit {admits}; "
+                f"use {way_out}, or claim preserves=False"
+            )
+        rho = lift.norm_factor() if admits in ("RMSNorm", "LayerNorm") else None
+        if rho is not None and not np.allclose(lift.gain[lift.held], 1) and self.arch.norm_eps is None:
+            raise OutgrowError(f"the lift of {growth} needs another eps, which {family} shares or does not have; use lift.without_gain()")
+        if admits == "even copies" and (lift.new % lift.size or not np.allclose(lift.write, 1)):
+            raise OutgrowError(f"cannot widen {growth} exactly: it is normed or chosen from as a whole; use a multiple of {lift.size}")
+
+    def _check_pattern(self, old: int) -> None:
+        """Layer tables hold one entry a layer, and layers of several kinds keep taking turns as they did."""
         for table in self.arch.layer_tables:
             entries = _entries(self.source_config, table)
             if entries is not None and len(entries) != old:
                 raise OutgrowError(f"the config's '{table}' has {len(entries)} entries for {old} layers")
-        for name, lift in self.lifts.items():
-            self._check(name, lift)
-
-    def _check(self, name: str, lift: Lift) -> None:
-        spaces, sizes = self.arch.spaces, self.arch.sizes(self.source_config)
-        if name not in spaces:
-            raise OutgrowError(f"'{name}' is not a space of {self.arch.family}; its spaces: {', '.join(spaces)}")
-        old, new = sizes[name], len(lift.source)
-        if spaces[name].admits == "nothing":
+        kinds = self.arch.kinds(self.source_config)
+        period = self.arch.pattern(self.source_config)
+        if len(set(kinds)) < 2:
+            return
+        # A fresh layer has no kind yet: it takes the one that is due.
+        grown = [kinds[i % period] if layer == FRESH else kinds[layer] for i, layer in enumerate(self.layers)]
+        if any(kind != kinds[i % period] for i, kind in enumerate(grown)):
             raise OutgrowError(
-                f"cannot widen '{name}' {old} -> {new} in {self.arch.family}: no map of it keeps the old function; "
-                "widen hidden, ffn, kv or group instead"
+                f"the layer list breaks the pattern in which {self.arch.family}'s layers of {len(set(kinds))} kinds take turns; "
+                f"repeat whole periods of {period} layers"
             )
-        if lift.size != old:
-            raise OutgrowError(f"the lift of '{name}' enlarges a space of {lift.size}, and the source has {old}")
-        if spaces[name].admits == "isometry" and self.claims.preserves:
-            tied_apart = bool(self.arch.aliases(self.source_config)) and not np.allclose(lift.write, lift.read)
-            if tied_apart or not lift.fits_rms_norm():
-                reason = "reads other than it writes, and the head is tied" if tied_apart else "does not fit RMSNorm"
+
+    def _check_sizes(self) -> None:
+        """What the target's config says is what the plan grows: sizes that a config derives from others must not slip."""
+        planned, told = self.target_sizes, self.grown_arch.sizes(self.target_config)
+        for name, size in planned.items():
+            if name in told and told[name] != size:
+                head = " x ".join(n for n in ("kv", "group", "head") if n in planned)
                 raise OutgrowError(
-                    f"the plan claims to preserve the function, and its lift of '{name}' {old} -> {new} {reason}; "
-                    "use an isometry, or claim preserves=False"
+                    f"{self.arch.family} derives '{name}' from its other sizes, and it would go from {size} to {told[name]}; "
+                    f"grow hidden and kv by the same factor, so that hidden = {head}"
                 )
 
     @property
-    def arch(self) -> Arch:
-        return arch_for(self.source_config)
+    def widenable(self) -> list[str]:
+        """The spaces that may grow."""
+        return [name for name, space in self.arch.spaces.items() if space.admits != "nothing"]
+
+    @property
+    def grown_arch(self) -> Arch:
+        """The family of the target."""
+        return self.target_arch or self.arch
+
+    @property
+    def target_sizes(self) -> dict[str, int]:
+        """The size of every space of the source's family, grown."""
+        sizes = self.arch.sizes(self.source_config)
+        return {name: self.lifts[name].new if name in self.lifts else size for name, size in sizes.items()}
 
     @property
     def target_config(self) -> dict[str, Any]:
         """config.json of the target: the source's, with the edits that growth makes and no others."""
         config = dict(self.source_config)
-        config[self.arch.layer_count] = len(self.layers)
-        for table in self.arch.layer_tables:
-            if (entries := _entries(config, table)) is not None:
-                config[table] = [entries[layer] for layer in self.layers]
-        sizes = self.arch.sizes(self.source_config)
+        arch, old, new = self.arch, self.arch.sizes(self.source_config), self.target_sizes
+        config[arch.layer_count] = len(self.layers)
+        self._grow_tables(config)
+        for name in self.lifts:
+            for key in arch.spaces[name].scales:
+                config[key] = arch.get(config, key) * new[name] // old[name]
+        for key, spaces in arch.products.items():
+            if any(space in self.lifts for space in spaces):
+                config[key] = int(np.prod([new[space] for space in spaces]))
         for name, lift in self.lifts.items():
-            if key := self.arch.spaces[name].edit:
-                config[key] = len(lift.source)
-            sizes[name] = len(lift.source)
-            if self.arch.spaces[name].admits == "isometry" and (factor := float(lift.gain.max()) ** 2) != 1:
-                config[self.arch.norm_eps] = self.arch.get(config, self.arch.norm_eps) * factor
-        if "kv" in self.lifts or "group" in self.lifts:
-            config["num_attention_heads"] = sizes["kv"] * sizes["group"]
+            _set_size(config, arch.spaces[name].edit, lift.new)
+            if arch.spaces[name].admits in ("RMSNorm", "LayerNorm") and isinstance(lift, Lift) and arch.norm_eps:
+                factor = float(lift.gain.max()) ** 2
+                if factor != 1:
+                    config[arch.norm_eps] = arch.get(config, arch.norm_eps) * factor
         if self.lifts:  # sizes that the source left to be derived must stay what they were
-            config["head_dim"] = sizes["head"]
+            derived = arch.sizes(config)
+            for name, size in new.items():
+                if derived[name] != size:
+                    _set_size(config, arch.spaces[name].edit, size)
         return {**config, **self.config}
+
+    def _grow_tables(self, config: dict[str, Any]) -> None:
+        period = self.arch.pattern(self.source_config)
+        for table in self.arch.layer_tables:
+            if entries := _entries(config, table):
+                config[table] = [entries[i % period if layer == FRESH else layer] for i, layer in enumerate(self.layers)]
+            else:  # none, or one of no layers: the family's own rule says it
+                config.pop(table, None)
+        for key in self.arch.layer_bounds:
+            if isinstance(bound := config.get(key), int):
+                inside = [0 <= layer < bound for layer in self.layers]
+                config[key] = max(bound, len(inside)) if all(inside) else inside.index(False)
 
     def assignments(self) -> Iterator[Assignment]:
         """Every tensor of the target, in the order of its arch table, with its source."""
-        for tensor in self.arch.tensors(self.target_config):
-            if tensor.layer is None:
-                yield Assignment(tensor, tensor.name)
-            else:
-                yield Assignment(tensor, self.arch.layer_prefix.format(self.layers[tensor.layer]) + tensor.key)
+        for tensor in self.grown_arch.tensors(self.target_config):
+            yield Assignment(tensor, self.source_of(tensor))
+
+    def source_of(self, tensor: Tensor) -> str | None:
+        """The tensor of the source that a tensor of the target is made from; None for a fresh one."""
+        key = self.keys.get(tensor.key, tensor.key)
+        layer = None if tensor.layer is None else self.layers[tensor.layer]
+        if key is None or layer == FRESH:
+            return None
+        expert = tensor.expert
+        if expert is not None and isinstance(lift := self.lifts.get("expert"), Lift):
+            expert = int(lift.source[expert])
+        return self.arch.name(key, layer, expert)
+
+    def factor(self, tensor: Tensor) -> float:
+        """The factor on a tensor that ends a branch; 1 for any other."""
+        return self.ends[tensor.layer] if self.ends and tensor.layer is not None and tensor.spec.ends_branch else 1.0
+
+    def adds_nothing(self, layer: int | None) -> bool:
+        """Is a target layer an identity block at first, its branches ending in zeros?"""
+        return layer is not None and bool(self.ends) and self.ends[layer] == 0
+
+    def is_fresh(self, tensor: Tensor) -> bool:
+        """Did growth make this whole tensor: a layer, an expert, a router that was not there, or is not the first copy of one?"""
+        if self.source_of(tensor) is None:
+            return True
+        layer = tensor.layer
+        second_layer = layer is not None and (self.layers[layer] in self.layers[:layer] or self.adds_nothing(layer))
+        lift = self.lifts.get("expert")
+        upcycled = tensor.expert is not None and "expert" not in self.arch.spaces and tensor.expert > 0
+        second_expert = tensor.expert is not None and isinstance(lift, Lift) and bool(lift.repeated[tensor.expert])
+        return second_layer or second_expert or upcycled
+
+    @property
+    def is_untrained(self) -> bool:
+        """Does this stage hold learned maps that nothing has trained yet?"""
+        return not self.flops and (bool(self.depth_maps) or any(isinstance(lift, Dense) for lift in self.lifts.values()))
+
+    def then(self, after: GrowthPlan) -> GrowthPlan:
+        """This plan, and after it another that was made for its target."""
+        if after.after is not None:
+            return self.then(after.after).then(replace(after, after=None))
+        if self.fill == "masked":
+            raise OutgrowError(f"'{self.operator}' is unmasked in training, so nothing can follow it in one plan; make it the last")
+        if after.source_config != self.target_config:
+            raise OutgrowError(f"'{after.operator}' was planned for another config than what '{self.operator}' makes; plan it for that one")
+        return replace(after, after=self)
+
+    @property
+    def stages(self) -> list[GrowthPlan]:
+        """The plans that are applied one after another, the first first."""
+        return [*(self.after.stages if self.after else []), self]
+
+    @property
+    def origin(self) -> Config:
+        """config.json of the very first source."""
+        return self.stages[0].source_config
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as plain data; `from_json` reads it back."""
-        return {
+        """The plan as plain data, its default fields left out; `from_json` reads it back."""
+        content: dict[str, Any] = {
             "operator": self.operator,
             "knobs": dict(self.knobs),
             "source_config": dict(self.source_config),
             "layers": list(self.layers),
-            "lifts": {name: _lift_as_json(lift) for name, lift in self.lifts.items()},
-            "config": dict(self.config),
-            "claims": {"preserves": self.claims.preserves, "trains": self.claims.trains},
+            "claims": vars(self.claims),
             "citation": self.citation,
+            "lifts": {name: lift_to_json(lift) for name, lift in self.lifts.items()},
+            "ends": list(self.ends),
+            "depth_maps": {module: array_to_json(matrix) for module, matrix in self.depth_maps.items()},
+            "fill": self.fill,
+            "rewrites": {name: dict(knobs) for name, knobs in self.rewrites.items()},
+            "seed": self.seed,
+            "target_family": self.target_arch.family if self.target_arch else None,
+            "keys": dict(self.keys),
+            "config": dict(self.config),
+            "trains_only_fresh": self.trains_only_fresh,
+            "flops": self.flops,
+            "after": self.after.as_json() if self.after else None,
         }
+        needed = ("operator", "knobs", "source_config", "layers", "claims", "citation")
+        return {key: value for key, value in content.items() if key in needed or (value and value != "zero")}
 
     @staticmethod
-    def from_json(content: Mapping[str, Any]) -> GrowthPlan:
+    def from_json(content: Mapping[str, Any], arch: Arch | None = None) -> GrowthPlan:
+        """Reads a plan; `arch` for a family that is not built in."""
         values = dict(content)
-        values["layers"] = tuple(values["layers"])
+        family = values.pop("target_family", None)
+        values["arch"] = arch or arch_for(values["source_config"])
+        values["target_arch"] = arch_for({"model_type": family}) if family else None
+        values["layers"], values["ends"] = tuple(values["layers"]), tuple(values.get("ends", ()))
         values["claims"] = Claims(**values["claims"])
-        values["lifts"] = {name: _lift_from_json(lift) for name, lift in values["lifts"].items()}
+        values["lifts"] = {name: lift_from_json(lift) for name, lift in values.get("lifts", {}).items()}
+        values["depth_maps"] = {module: array_from_json(matrix) for module, matrix in values.get("depth_maps", {}).items()}
+        values["after"] = GrowthPlan.from_json(values["after"], arch) if values.get("after") else None
         return GrowthPlan(**values)
+
+    @staticmethod
+    def read(content: Any, arch: Arch) -> GrowthPlan:
+        """A plan from a file that people may have written; says what is wrong with it."""
+        try:
+            return GrowthPlan.from_json(content, arch)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OutgrowError(f"the plan is not one that outgrow wrote: {type(error).__name__} {error}") from None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GrowthPlan) and json.dumps(self.as_json(), sort_keys=True) == json.dumps(other.as_json(), sort_keys=True)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def connection_rate(layers: tuple[int, ...]) -> float:
+    """Share of neighbours in a layer list that were neighbours in the source: mean over i of [list[i+1] == list[i] + 1]."""
+    pairs = list(pairwise(layers))
+    return sum(before != FRESH and after == before + 1 for before, after in pairs) / len(pairs) if pairs else 1.0
 
 
 def _entries(config: Config, table: str) -> list[Any] | None:
@@ -157,10 +338,7 @@ def _entries(config: Config, table: str) -> list[Any] | None:
     return cast("list[Any]", value) if isinstance(value, list) else None
 
 
-def _lift_as_json(lift: Lift) -> dict[str, Any]:
-    return {key: getattr(lift, key) if key == "size" else getattr(lift, key).tolist() for key in Lift.__dataclass_fields__}
-
-
-def _lift_from_json(content: Mapping[str, Any]) -> Lift:
-    write, read, gain = (np.array(content[role], np.float64) for role in ("write", "read", "gain"))
-    return Lift(content["size"], np.array(content["source"], np.int64), write, read, gain)
+def _set_size(config: dict[str, Any], keys: tuple[str, ...], size: int) -> None:
+    """Sets the keys of a size that stand in a config; the first of them if none does."""
+    for key in [key for key in keys if key in config] or keys[:1]:
+        config[key] = size

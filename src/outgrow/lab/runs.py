@@ -10,13 +10,16 @@ from pathlib import Path
 from outgrow.arch import Config, arch_for, flops_per_token
 from outgrow.checkpoint.grow import grow_directory
 from outgrow.checkpoint.lineage import read_lineage
+from outgrow.data.config import DataConfig
 from outgrow.data.packed import Packed, prepare
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json, write_json
 from outgrow.growth.operators import make_plan
+from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.speedup import Curve
-from outgrow.training.config import RunConfig
+from outgrow.training.config import LearnConfig, RunConfig, Start
 from outgrow.training.loop import FINISHED, Observer, Row, checkpoint_at, latest_checkpoint, read_rows, train
+from outgrow.training.maps import learn_maps, learning_flops
 
 CONFIG, GROWN, ENVIRONMENT = "run.json", "start", "environment.json"
 
@@ -134,7 +137,7 @@ def model_of(run: RunConfig) -> Config:
     if run.start is None:
         return run.model or {}
     source = model_of(run.start.run) if run.start.run else read_json(Path(run.start.checkpoint or "") / "config.json")
-    return make_plan(run.start.operator, source, run.start.knobs).target_config if run.start.operator else source
+    return _plan(run.start, source).target_config if run.start.operator else source
 
 
 def first_token(run: RunConfig) -> int:
@@ -164,10 +167,37 @@ def flops_before(run: RunConfig) -> float:
     """Training FLOPs that a run's ancestors spent until it left them."""
     if run.start is None:
         return 0.0
+    growing = _growth_flops(run)
     if run.start.run is None:
-        return read_lineage(Path(run.start.checkpoint or "")).flops
+        return read_lineage(Path(run.start.checkpoint or "")).flops + growing
     parent = run.start.run
-    return flops_before(parent) + own_flops(parent.model_copy(update={"tokens": first_token(run)}))
+    return flops_before(parent) + own_flops(parent.model_copy(update={"tokens": first_token(run)})) + growing
+
+
+def _growth_flops(run: RunConfig) -> float:
+    """What learning the maps of a run's growth operator costs; other operators cost nothing."""
+    if run.start is None or run.start.operator is None:
+        return 0.0
+    source = model_of(run.start.run) if run.start.run else read_json(Path(run.start.checkpoint or "") / "config.json")
+    plan = _plan(run.start, source)
+    return learning_flops(plan, run.start.learn or LearnConfig(), run.data.context) if _is_untrained(plan) else 0.0  # type: ignore[call-arg]
+
+
+def learned_plan(
+    plan: GrowthPlan, source: Path, data: DataConfig, settings: LearnConfig, seed: int, root: Path, begin: int = 0
+) -> GrowthPlan:  # fmt: skip
+    """A plan with its maps trained on a corpus, from the clock `begin` on."""
+    packed = prepare(data, root / "data")
+    _same_tokenizer(source, packed)
+    return learn_maps(plan, source, packed, settings, data.context, seed, begin)
+
+
+def _is_untrained(plan: GrowthPlan) -> bool:
+    return any(stage.is_untrained for stage in plan.stages)
+
+
+def _plan(start: Start, source: Config) -> GrowthPlan:
+    return make_plan(start.operator or "", arch_for(source), source, start.knobs)
 
 
 def parent_of(run: RunConfig) -> str | None:
@@ -195,7 +225,10 @@ def _start(run: RunConfig, root: Path) -> Path | None:
         return source
     grown = place(run, root) / GROWN
     if not grown.is_dir():
-        grow_directory(source, grown, make_plan(run.start.operator, read_json(source / "config.json"), run.start.knobs))
+        plan = _plan(run.start, read_json(source / "config.json"))
+        if _is_untrained(plan):
+            plan = learned_plan(plan, source, run.data, run.start.learn or LearnConfig(), run.seed, root, first_token(run))  # type: ignore[call-arg]
+        grow_directory(source, grown, plan, optimizer=run.start.optimizer)
     return grown
 
 

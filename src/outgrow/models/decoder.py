@@ -8,6 +8,7 @@ q/k/v and gate/up products, and attention as plain batched products, which beat 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +41,22 @@ class Decoder:
         self.dtype = dtype
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
         self.eps = config.rms_norm_eps
-        self.parameters: dict[str, Tensor] = dict(model.named_parameters())
-        if config.tie_word_embeddings:
-            self.parameters["lm_head.weight"] = self.parameters["model.embed_tokens.weight"]
-        self.blocks = [_block(self.parameters, index) for index in range(config.num_hidden_layers)]
+        self.is_tied, self.layers = config.tie_word_embeddings, config.num_hidden_layers
+        self._hold(dict(model.named_parameters()))
         # A copy: a float64 model still rotates by the float32 frequencies that transformers computes.
         self.inverse_frequency: Tensor = model.model.rotary_emb.inv_freq.detach().float().clone()
+
+    def over(self, parameters: Mapping[str, Tensor]) -> Decoder:
+        """The same forward pass over other parameters under the same names: masked ones, or ones that are computed."""
+        other = copy.copy(self)
+        other._hold(parameters)
+        return other
+
+    def _hold(self, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters = dict(parameters)
+        if self.is_tied:
+            self.parameters["lm_head.weight"] = self.parameters["model.embed_tokens.weight"]
+        self.blocks = [_block(self.parameters, index) for index in range(self.layers)]
 
     def hidden_states(self, tokens_BT: Tensor) -> Tensor:
         """Final normalised hidden states [B, T, H]: what the output head reads, in `dtype`."""

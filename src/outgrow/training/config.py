@@ -36,10 +36,19 @@ class ScheduleConfig(Settings):
         return self
 
 
+class LearnConfig(Settings):
+    """How the maps of G_learn are trained, with the base frozen, before they are fused (LiGO, arXiv 2303.00980)."""
+
+    steps: int = Field(100, ge=1)
+    batch_tokens: int = Field(4096, ge=1, description="tokens per step")
+    learning_rate: float = Field(1e-3, gt=0)
+
+
 class Start(Settings):
     """Where a run's first weights come from, if not from a seed: another run, or a Hugging Face directory.
 
-    With `operator` they are grown first. `optimizer: carry` takes the optimizer state along, which growth forbids so far.
+    With `operator` they are grown first. The optimizer's state is reset, or carried: moved as the weights are in growth,
+    by `fresh-new` only to what was there before.
     """
 
     run: RunConfig | None = None
@@ -47,7 +56,11 @@ class Start(Settings):
     checkpoint: str | None = None
     operator: str | None = None
     knobs: dict[str, Any] = Field(default_factory=dict)
-    optimizer: Literal["reset", "carry"] = "reset"
+    optimizer: Literal["reset", "carry", "fresh-new"] = "reset"
+    learn: LearnConfig | None = Field(default=None, description="how learn-depth and learn-width train their maps; 100 steps if not given")
+    unmask_tokens: int | None = Field(
+        default=None, ge=1, description="tokens over which random-depth, random-width and msg open their masks"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Start:
@@ -57,8 +70,13 @@ class Start(Settings):
             raise ValueError("start.tokens chooses a point of start.run; a checkpoint has its own clock, so remove it")
         if self.knobs and not self.operator:
             raise ValueError("start.knobs has no effect without start.operator")
-        if self.operator and self.optimizer == "carry":
-            raise ValueError("start.optimizer 'carry' cannot be combined with growth yet; use 'reset'")
+        if not self.operator and self.optimizer == "fresh-new":
+            raise ValueError("start.optimizer 'fresh-new' has no effect without start.operator; use 'carry' or 'reset'")
+        used = {"learn": "learn-", "unmask_tokens": ("random-", "msg")}
+        for setting, operators in used.items():
+            names = [part.strip() for part in (self.operator or "").split(",")]
+            if getattr(self, setting) is not None and not any(name.startswith(operators) for name in names):
+                raise ValueError(f"start.{setting} has no effect with the operator {self.operator!r}; remove it")
         return self
 
 
@@ -99,4 +117,7 @@ class RunConfig(Settings):
         parts = self.model_dump(mode="json", exclude={"name", "validate_every", "save_every", "keep"})
         if self.start and self.start.run:
             parts["start"]["run"] = self.start.run.identity()
+        for setting in ("learn", "unmask_tokens"):  # settings that came later: runs without them stay the runs that they were
+            if self.start and getattr(self.start, setting) is None:
+                del parts["start"][setting]
         return hash_of(parts)

@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from outgrow.arch import arch_for, flops_per_token
-from outgrow.checkpoint.lineage import read_lineage
+from outgrow.checkpoint.lineage import Lineage, read_lineage
 from outgrow.data.packed import Batches, Packed, validation_batches
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.files import write_json
+from outgrow.growth.fresh import masked
+from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import initialised, loaded, resolved
 from outgrow.models.decoder import Decoder
 from outgrow.models.loss import next_token_loss
+from outgrow.models.masks import Masks, make_masks
 from outgrow.training.config import RunConfig
 from outgrow.training.optim import adamw
 from outgrow.training.schedule import share_of_peak
-from outgrow.training.state import Clock, read_clock, restore_optimizer, save
+from outgrow.training.state import Clock, read_clock, restore_behind_masks, restore_optimizer, save
 
 METRICS, CHECKPOINTS, FINISHED = "metrics.jsonl", "checkpoints", "finished.json"
 Row = dict[str, Any]
@@ -49,6 +53,23 @@ class Run:
     clock: Clock
     first: int  # the clock at which this run began
     flops_per_token: int
+    masks: Masks | None = None
+
+    def seen(self) -> dict[str, Tensor] | None:
+        """The parameters that the model runs on where masks still hide some; None once all are open."""
+        share = self._open_share()
+        return self.masks.opened(dict(self.model.named_parameters()), share) if self.masks and share < 1 else None
+
+    def forward(self) -> Decoder:
+        """The forward pass over what is seen."""
+        seen = self.seen()
+        return self.decoder if seen is None else self.decoder.over(seen)
+
+    def _open_share(self) -> float:
+        """c, from 0 at the run's first token to 1 after `unmask_tokens`, a tenth of the run if not given."""
+        start = self.config.start
+        whole = (start.unmask_tokens if start else None) or (self.config.tokens - self.first) / 10
+        return min(1.0, (self.clock.tokens - self.first) / whole)
 
 
 def train(config: RunConfig, directory: Path, packed: Packed, start: Path | None, observer: Observer) -> None:
@@ -94,7 +115,8 @@ def _step(run: Run, batches: Batches) -> dict[str, float]:
     micro = (config.micro_batch_tokens or config.batch_tokens) // config.data.context
     total = 0.0
     for part in rows.split(micro):
-        loss = next_token_loss(run.decoder.hidden_states(part[:, :-1]), run.decoder.head, part[:, 1:])
+        decoder = run.forward()
+        loss = next_token_loss(decoder.hidden_states(part[:, :-1]), decoder.head, part[:, 1:])
         loss = loss * (len(part) / len(rows))
         loss.backward()
         total += loss.item()
@@ -122,12 +144,17 @@ def _open(config: RunConfig, directory: Path, packed: Packed, start: Path | None
     arch, model_config = arch_for(model.config.to_dict()), model.config.to_dict()
     if arch.sizes(model_config)["vocab"] < config.data.vocab:
         raise OutgrowError(f"the model's vocabulary is smaller than data.vocab ({config.data.vocab})")
-    optimizer = adamw(config.optimizer, dict(model.named_parameters()), arch, model_config)
+    parameters = dict(model.named_parameters())
+    if origin and origin.trains is not None:
+        for name, value in parameters.items():
+            value.requires_grad_(name in origin.trains)
+    masks = _masks(start, origin, parameters, latest) if start and origin else None
+    optimizer = adamw(config.optimizer, parameters, arch, model_config)
     clock = Clock(first, origin.flops if origin else 0.0, 0)
     if latest:
         clock = read_clock(latest)
         restore_optimizer(latest, model, optimizer)
-    elif start and config.start and config.start.optimizer == "carry":
+    elif start and config.start and config.start.optimizer != "reset":
         clock = Clock(clock.tokens, clock.flops, restore_optimizer(start, model, optimizer))
     if first >= config.tokens or first % config.batch_tokens:
         raise OutgrowError(
@@ -137,7 +164,21 @@ def _open(config: RunConfig, directory: Path, packed: Packed, start: Path | None
     _forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
     flops = flops_per_token(arch, model_config, config.data.context)
-    return Run(config, directory, packed, model, Decoder(model, dtype), optimizer, clock, first, flops)
+    return Run(config, directory, packed, model, Decoder(model, dtype), optimizer, clock, first, flops, masks)
+
+
+def _masks(start: Path, origin: Lineage, parameters: dict[str, Tensor], latest: Path | None) -> Masks | None:
+    """The masks of a run that starts from masked growth, with what is behind them in its parameters."""
+    plan = GrowthPlan.from_json(origin.plan) if origin.plan else None
+    found = masked(plan) if plan else {}
+    if not found:
+        return None
+    behind = {name: (torch.from_numpy(where.copy()), torch.from_numpy(values)) for name, (where, values) in found.items()}
+    if latest is None:
+        return make_masks(parameters, behind)
+    masks = make_masks(dict(loaded(start).named_parameters()), behind)
+    restore_behind_masks(latest, parameters)
+    return masks
 
 
 def _batches(config: RunConfig, packed: Packed) -> Batches:
@@ -159,9 +200,10 @@ def validation_loss(run: Run) -> float:
     """Mean held-out loss in nats per token."""
     sequences = (run.config.micro_batch_tokens or run.config.batch_tokens) // run.config.data.context
     total = count = 0.0
+    decoder = run.forward()
     for rows in validation_batches(run.packed, run.config.data, sequences):
         part = torch.from_numpy(rows)
-        loss = next_token_loss(run.decoder.hidden_states(part[:, :-1]), run.decoder.head, part[:, 1:])
+        loss = next_token_loss(decoder.hidden_states(part[:, :-1]), decoder.head, part[:, 1:])
         total, count = total + float(loss) * len(rows), count + len(rows)
     if not count:
         raise OutgrowError(f"the held-out text is shorter than one sequence of {run.config.data.context}; raise data.validation_share")
@@ -193,7 +235,7 @@ def _save(run: Run) -> None:
     """Writes a checkpoint and removes those that nothing needs any more."""
     place = checkpoint_at(run.directory, run.clock.tokens)
     if not place.exists():
-        save(place, run.model, run.optimizer, run.clock, run.config.identity(), run.packed.tokenizer_files)
+        save(place, run.model, run.optimizer, run.clock, run.config.identity(), run.packed.tokenizer_files, run.seen())
     wanted = {checkpoint_at(run.directory, tokens) for tokens in (*run.config.keep, run.clock.tokens)}
     for old in place.parent.iterdir():
         if old not in wanted:

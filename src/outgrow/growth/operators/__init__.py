@@ -1,33 +1,109 @@
-"""Growth operators: functions from a config to a `GrowthPlan`, one idea and one citation a file."""
+"""Growth operators: functions from an architecture and a config to a `GrowthPlan`, one idea and one citation a file."""
 
 from __future__ import annotations
 
+import ast
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_type_hints
 
-from outgrow.arch import Config
+from outgrow.arch import Arch, Config
 from outgrow.errors import OutgrowError
+from outgrow.growth.operators.arrange import arrange, layer_list
+from outgrow.growth.operators.bert2bert import aki, fpi
+from outgrow.growth.operators.direct_width import direct_width
+from outgrow.growth.operators.expand import expand
+from outgrow.growth.operators.experts import more_experts, upcycle
+from outgrow.growth.operators.gradual import gradual, midas
+from outgrow.growth.operators.hypercloning import hypercloning
+from outgrow.growth.operators.interpolate import interpolate
+from outgrow.growth.operators.learn_depth import learn_depth
+from outgrow.growth.operators.learn_width import learn_width
+from outgrow.growth.operators.lemon import lemon
+from outgrow.growth.operators.llama_pro import llama_pro
+from outgrow.growth.operators.mergekit import mergekit
+from outgrow.growth.operators.msg import msg
+from outgrow.growth.operators.noise import noise
+from outgrow.growth.operators.random_depth import random_depth
+from outgrow.growth.operators.random_width import random_width
+from outgrow.growth.operators.solar import solar
 from outgrow.growth.operators.stack import stack
+from outgrow.growth.operators.staged import staged_depth, staged_width
+from outgrow.growth.operators.zero_depth import zero_depth
+from outgrow.growth.operators.zero_width import zero_width
 from outgrow.growth.plan import GrowthPlan
 
+__all__ = ["OPERATORS", "Operator", "layer_list", "make_plan", "single_plan"]
+
 Operator = Callable[..., GrowthPlan]
-OPERATORS: dict[str, Operator] = {"stack": stack}
+# The eight of arXiv 2405.15319 first; `stack` is what the paper calls G_stack, its direct operator in depth.
+OPERATORS: dict[str, Operator] = {
+    "stack": stack, "direct-width": direct_width, "learn-depth": learn_depth, "learn-width": learn_width,
+    "zero-depth": zero_depth, "zero-width": zero_width, "random-depth": random_depth, "random-width": random_width,
+    "arrange": arrange, "interpolate": interpolate, "gradual": gradual, "midas": midas, "solar": solar, "llama-pro": llama_pro,
+    "mergekit": mergekit, "expand": expand, "fpi": fpi, "aki": aki, "hypercloning": hypercloning, "lemon": lemon, "msg": msg,
+    "staged-depth": staged_depth, "staged-width": staged_width, "upcycle": upcycle, "more-experts": more_experts, "noise": noise,
+}  # fmt: skip
+ALIASES = {"direct-depth": "stack", "G_stack": "stack"}
 
 
-def make_plan(name: str, config: Config, knobs: Mapping[str, Any]) -> GrowthPlan:
-    """The plan of a named operator; a knob that it does not have, or that it lacks, is an error."""
-    if name not in OPERATORS:
-        raise OutgrowError(f"unknown operator '{name}'; known: {', '.join(OPERATORS)}")
-    parameters = dict(list(inspect.signature(OPERATORS[name]).parameters.items())[1:])
-    for knob in knobs:
+def make_plan(
+    text: str, arch: Arch, config: Config, knobs: Mapping[str, Any] | None = None, operators: Mapping[str, Operator] = OPERATORS
+) -> GrowthPlan:  # fmt: skip
+    """The plan of an operator, or of several one after another: `stack(factor=2), direct-width(hidden=48)`.
+
+    `knobs` are those of a single operator named without any. A knob that an operator does not have, or that it lacks, is an error.
+    """
+    plan: GrowthPlan | None = None
+    calls = list(_calls(text))
+    if knobs and (len(calls) > 1 or calls[0][1]):
+        raise OutgrowError(f"'{text}' has knobs of its own, and {', '.join(knobs)} stand apart; write them into the parentheses")
+    for name, own in calls:
+        one = single_plan(name, plan.grown_arch if plan else arch, plan.target_config if plan else config, own or knobs or {}, operators)
+        plan = plan.then(one) if plan else one
+    assert plan is not None
+    return plan
+
+
+def single_plan(
+    name: str, arch: Arch, config: Config, knobs: Mapping[str, Any], operators: Mapping[str, Operator] = OPERATORS
+) -> GrowthPlan:  # fmt: skip
+    """The plan of one named operator."""
+    name = ALIASES.get(name, name)
+    if name not in operators:
+        raise OutgrowError(f"unknown operator '{name}'; known: {', '.join(operators)}")
+    parameters = dict(list(inspect.signature(operators[name]).parameters.items())[2:])
+    kinds = get_type_hints(operators[name])
+    for knob, value in knobs.items():
         if knob not in parameters:
-            raise OutgrowError(f"the operator '{name}' has no knob '{knob}'; it has: {', '.join(parameters)}")
+            has = f"it has: {', '.join(parameters)}" if parameters else "it has none"
+            raise OutgrowError(f"the operator '{name}' has no knob '{knob}'; {has}")
+        kind = kinds.get(knob, object)
+        if type(value) is not kind and not (kind is float and type(value) is int) and kind is not object:
+            raise OutgrowError(f"the knob '{knob}' of '{name}' must be of type {kind.__name__}, not {value!r}")
     for knob, parameter in parameters.items():
         if parameter.default is parameter.empty and knob not in knobs:
             raise OutgrowError(f"the operator '{name}' needs the knob '{knob}'")
-    for knob, value in knobs.items():
-        default = parameters[knob].default
-        if default is not parameters[knob].empty and type(value) is not type(default):
-            raise OutgrowError(f"the knob '{knob}' of '{name}' must be of type {type(default).__name__}, not {value!r}")
-    return OPERATORS[name](config, **knobs)
+    return operators[name](arch, config, **knobs)
+
+
+def _calls(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The operators of a text and their knobs: names, each with `(knob=value, ...)` or without."""
+    pattern = r"\s*([A-Za-z][\w.-]*)\s*(\([^()]*\))?\s*(,|$)"
+    place = 0
+    while place < len(text) or place == 0:
+        found = re.compile(pattern).match(text, place)
+        if not found:
+            raise OutgrowError(f"cannot read the operator '{text}'; write a name, or name(knob=value), several separated by commas")
+        try:
+            call = ast.parse(f"f{found[2] or '()'}", mode="eval").body
+            assert isinstance(call, ast.Call)
+            knobs = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+            plain = not call.args and None not in [one.arg for one in call.keywords]
+        except (SyntaxError, ValueError, AssertionError):
+            plain, knobs = False, {}
+        if not plain:
+            raise OutgrowError(f"cannot read the knobs '{found[2]}' of '{found[1]}'; write (knob=value, ...) with plain numbers or texts")
+        yield found[1], knobs
+        place = found.end()

@@ -1,0 +1,87 @@
+"""Which entries of a grown tensor are new, and the random numbers that fill them: seeded by the tensor's name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outgrow.arch import Spec, Tensor, size_of
+from outgrow.growth.plan import GrowthPlan
+from outgrow.spaces import AnyLift, Lift
+
+Mask = NDArray[np.bool_]
+# empty: nothing is copied there. repeated: that, or a second copy of something.
+Newness = Literal["empty", "repeated"]
+
+
+def entries(spec: Spec, lifts: Mapping[str, AnyLift], sizes: Mapping[str, int], newness: Newness) -> tuple[Mask, Mask]:
+    """Two masks that broadcast over the grown tensor: entries that write, and that read, a new index of some space."""
+    masks = {"write": np.zeros([1] * len(spec.axes), np.bool_), "read": np.zeros([1] * len(spec.axes), np.bool_)}
+    for place, axis in enumerate(spec.axes):
+        flags = np.concatenate([_flags(block, lifts, sizes, newness) for block in axis.blocks])
+        shape = [1] * len(spec.axes)
+        shape[place] = len(flags)
+        role = "read" if axis.role == "read" else "write"
+        masks[role] = masks[role] | np.reshape(flags, shape)
+    return masks["write"], masks["read"]
+
+
+def mask_of(plan: GrowthPlan, tensor: Tensor, newness: Newness) -> Any:
+    """[shape of the tensor, or broadcasting to it] 1 where growth made an entry, 0 where it was there before; as floats."""
+    if plan.adds_nothing(tensor.layer) or plan.source_of(tensor) is None or (newness == "repeated" and plan.is_fresh(tensor)):
+        return np.ones([1] * len(tensor.spec.axes))
+    sizes = plan.arch.sizes(plan.source_config)
+    return np.logical_or(*entries(tensor.spec, plan.lifts, sizes, newness)).astype(np.float64)
+
+
+def is_silent(plan: GrowthPlan, tensor: Tensor) -> bool:
+    """Must new entries of a tensor be zero (or masked) at first, because it writes the residual stream?
+
+    Not in an identity block behind the norm that ends its branches: zeros on both sides of that norm would never train.
+    """
+    behind = plan.adds_nothing(tensor.layer) and not tensor.spec.ends_branch
+    return not behind and any(tensor.spec.writes(space) for space in plan.arch.residual)
+
+
+def normal(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Standard normal numbers that depend on the seed and the tensor's name alone."""
+    key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape)
+
+
+def masked(plan: GrowthPlan) -> dict[str, tuple[Mask, NDArray[np.float64]]]:
+    """What a training run unmasks: tensor name -> (where its outputs are masked, the random values behind the mask)."""
+    if plan.fill != "masked":
+        return {}
+    found: dict[str, tuple[Mask, NDArray[np.float64]]] = {}
+    sizes, config = plan.grown_arch.sizes(plan.target_config), plan.target_config
+    old = plan.arch.sizes(plan.source_config)
+    for tensor in plan.grown_arch.tensors(config):
+        spec, shape = tensor.spec, plan.grown_arch.shape(tensor.spec, sizes)
+        if plan.factor(tensor) == 0:
+            where = np.ones(shape, np.bool_)
+        elif plan.source_of(tensor) is not None and spec.decays and is_silent(plan, tensor):
+            where = np.broadcast_to(np.logical_or(*entries(spec, plan.lifts, old, "empty")), shape)
+        else:
+            continue
+        if where.any():
+            begin = 0.0 if spec.plus_one or not spec.is_gain else 1.0
+            values = normal(plan.seed, tensor.name, shape) * plan.grown_arch.deviation(spec, config) + begin
+            found[tensor.name] = (where, values)
+    return found
+
+
+def _flags(block: tuple[str, ...], lifts: Mapping[str, AnyLift], sizes: Mapping[str, int], newness: Newness) -> Mask:
+    """[new size of the flattened block] is the index new in any of its spaces?"""
+    flags = np.zeros(1, np.bool_)
+    for space in block:
+        lift = lifts.get(space)
+        one = np.zeros(lift.new if lift else size_of(space, sizes), np.bool_)
+        if isinstance(lift, Lift):
+            one = ~lift.held if newness == "empty" else lift.repeated
+        flags = np.ravel(flags[:, None] | one[None, :])
+    return flags

@@ -1,0 +1,121 @@
+"""What no lift says: pure functions on a grown tensor, named in a plan with their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outgrow.arch import Tensor, size_of
+from outgrow.growth.fresh import entries, normal
+from outgrow.growth.plan import GrowthPlan
+from outgrow.spaces import Lift
+
+Moved = Callable[[Tensor], Any]  # another tensor of the target, moved along its spaces
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A rewrite: the tensors that it touches, and what it makes of one."""
+
+    touches: Callable[[GrowthPlan, Tensor], bool]
+    apply: Callable[..., Any]
+
+
+def noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, share: float) -> Any:
+    """W <- (1 - share) W + share eps, eps at the scale of fresh weights (arXiv 2405.15319). The function changes."""
+    return array * (1 - share) + _like(array, share * _epsilon(plan, tensor))
+
+
+def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, share: float) -> Any:
+    """W <- W + share (N - N D R): noise that whatever reads a grown space cannot see, since (N - N D R) D = 0 (derived).
+
+    Copies part ways and the function stays. N is at the scale of fresh weights.
+    """
+    place, space = _grown_read(plan, tensor)
+    lift = plan.lifts[space]
+    assert isinstance(lift, Lift)
+    n = _epsilon(plan, tensor)
+    sizes = plan.target_sizes
+    axis = tensor.spec.axes[place]
+    block = axis.blocks[0]
+    offset = block.index(space)
+    unfolded = np.reshape(n, (*n.shape[:place], *[size_of(s, sizes) for s in block], *n.shape[place + 1 :]))
+    seen = lift.along(lift.onto_old(unfolded, place + offset), place + offset, "read")
+    return array + _like(array, share * np.reshape(unfolded - seen, n.shape))
+
+
+def above(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved) -> Any:
+    """New outputs come from the same module one layer up: AKI of bert2BERT (arXiv 2110.07143)."""
+    assert tensor.layer is not None
+    upper = min(plan.layers[tensor.layer] + 1, plan.arch.layers(plan.source_config) - 1)
+    where = plan.layers.index(upper) if upper in plan.layers else tensor.layer
+    other = moved(replace(tensor, layer=where, name=plan.arch.name(tensor.key, where, tensor.expert)))
+    new = entries(tensor.spec, plan.lifts, plan.arch.sizes(plan.source_config), "repeated")[0].astype(np.float64)
+    return array * _like(array, 1.0 - new) + other * _like(array, new)
+
+
+def diagonal(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved) -> Any:
+    """W' = [[W, 0], [0, W]] in place of [[W, W], [W, W]] / 2: each copy reads its own kind (arXiv 2203.06211)."""
+    copy = [_copy_number(plan, axis.blocks, axis.spaces) for axis in tensor.spec.axes]
+    same = copy[0][:, None] == copy[1][None, :]
+    return array * _like(array, same * float(copy[1].max() + 1))
+
+
+def _touches_blocks(plan: GrowthPlan, tensor: Tensor) -> bool:
+    return tensor.layer is not None and tensor.spec.decays
+
+
+def _reads_grown(plan: GrowthPlan, tensor: Tensor) -> bool:
+    return tensor.spec.decays and _grown_read(plan, tensor) != (-1, "")
+
+
+def _writes_grown(plan: GrowthPlan, tensor: Tensor) -> bool:
+    return tensor.layer is not None and any(axis.role != "read" and axis.spaces & plan.lifts.keys() for axis in tensor.spec.axes)
+
+
+def _grown_on_both_sides(plan: GrowthPlan, tensor: Tensor) -> bool:
+    return len(tensor.spec.axes) == 2 and all(axis.spaces & plan.lifts.keys() for axis in tensor.spec.axes)
+
+
+REWRITES: dict[str, Rewrite] = {
+    "noise": Rewrite(_touches_blocks, noise),
+    "projected noise": Rewrite(_reads_grown, projected_noise),
+    "above": Rewrite(_writes_grown, above),
+    "diagonal": Rewrite(_grown_on_both_sides, diagonal),
+}
+
+
+def _grown_read(plan: GrowthPlan, tensor: Tensor) -> tuple[int, str]:
+    """The first axis that reads a grown space, and that space; (-1, "") if none does."""
+    for place, axis in enumerate(tensor.spec.axes):
+        for space in axis.blocks[0]:
+            if axis.role == "read" and isinstance(plan.lifts.get(space), Lift):
+                return place, space
+    return -1, ""
+
+
+def _copy_number(plan: GrowthPlan, blocks: tuple[tuple[str, ...], ...], spaces: set[str]) -> NDArray[np.int64]:
+    """[new size of the axis] which copy an index is: 0 for the first."""
+    numbers: list[NDArray[np.int64]] = []
+    sizes = plan.arch.sizes(plan.source_config)
+    for block in blocks:
+        number = np.zeros(1, np.int64)
+        for space in block:
+            lift = plan.lifts.get(space)
+            one = np.arange(lift.new) // lift.size if lift else np.zeros(size_of(space, sizes), np.int64)
+            number = np.ravel(number[:, None] + one[None, :])
+        numbers.append(number)
+    return np.concatenate(numbers)
+
+
+def _epsilon(plan: GrowthPlan, tensor: Tensor) -> NDArray[np.float64]:
+    shape = plan.grown_arch.shape(tensor.spec, plan.grown_arch.sizes(plan.target_config))
+    return normal(plan.seed, f"noise {tensor.name}", shape) * plan.grown_arch.deviation(tensor.spec, plan.target_config)
+
+
+def _like(array: Any, values: Any) -> Any:
+    return array.new_tensor(values) if hasattr(array, "new_tensor") else np.asarray(values, array.dtype)
