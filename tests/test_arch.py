@@ -1,24 +1,53 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from outgrow.arch import LLAMA, arch_for, flops_per_token, parameter_counts, parse
+from outgrow.checkpoint.grow import grow_directory
+from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.errors import OutgrowError
+from outgrow.growth.operators import make_plan
+from outgrow.lab.tiny import TINY, write_tiny
 from outgrow.models.build import resolved
 
 from .conftest import ODD
 
-SHAPES = [
-    ODD,
-    {**ODD, "hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None, "tie_word_embeddings": True},
-    {**ODD, "attention_bias": True, "mlp_bias": True, "num_hidden_layers": 1},
-    {**ODD, "model_type": "mistral", "num_hidden_layers": 2},
-]
+# Another odd size of each family, with other choices of what its config leaves open.
+OTHER = {
+    "llama": {
+        "hidden_size": 40,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "head_dim": None,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "mistral": {"hidden_size": 42, "num_hidden_layers": 1, "tie_word_embeddings": False},
+    "qwen2": {"hidden_size": 30, "head_dim": None, "tie_word_embeddings": False},
+    "qwen3": {"hidden_size": 42, "attention_bias": True, "tie_word_embeddings": False},
+    "qwen3_moe": {"hidden_size": 42, "num_experts": 3, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    "gemma2": {"hidden_size": 42, "num_hidden_layers": 3, "num_key_value_heads": 3},
+    "olmo2": {"hidden_size": 30, "head_dim": None, "num_key_value_heads": 6, "tie_word_embeddings": True},
+    "gpt2": {"n_embd": 33, "n_head": 3, "n_inner": None, "n_layer": 1},
+    "gpt_neox": {"hidden_size": 33, "num_attention_heads": 3, "intermediate_size": 50, "attention_bias": False},
+    "opt": {
+        "hidden_size": 33,
+        "word_embed_proj_dim": 33,
+        "num_attention_heads": 3,
+        "ffn_dim": 50,
+        "enable_bias": False,
+        "tie_word_embeddings": False,
+    },
+    "phi3": {"hidden_size": 30, "head_dim": None, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    "mixtral": {"hidden_size": 42, "num_local_experts": 3, "num_hidden_layers": 2},
+}
+SHAPES = [*TINY.values(), *({k: v for k, v in {**TINY[family], **edits}.items() if v is not None} for family, edits in OTHER.items())]
 # The paper's targets (arXiv 2405.15319): layers, hidden, ffn, heads, key-value heads.
 PAPER = {
     "410M": (24, 1024, 2816, 16, 16),
@@ -36,17 +65,54 @@ def _paper(name, layers=None):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("config", SHAPES)
-def test_names_and_shapes_are_those_that_transformers_writes(config, tmp_path):
-    whole = resolved(config)
-    with torch.random.fork_rng():
-        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
-    model.save_pretrained(tmp_path)
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"{config['model_type']}-{config.get('hidden_size') or config['n_embd']}")
+def test_names_shapes_and_counts_are_those_that_transformers_writes(config, tmp_path):
+    write_tiny(tmp_path, config, dtype=torch.float32)
+    whole = json.loads((tmp_path / "config.json").read_text())
     on_disk = {name: tuple(value.shape) for name, value in load_file(tmp_path / "model.safetensors").items()}
-    assert arch_for(whole).shapes(whole) == on_disk
-    counts = parameter_counts(arch_for(whole), whole)
+    arch = arch_for(whole)
+    assert arch.shapes(whole) == on_disk
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**whole))
+    counts = parameter_counts(arch, whole)
     assert counts.total == model.num_parameters()
-    assert counts.non_embedding == model.num_parameters() - sum(math.prod(s) for n, s in on_disk.items() if "embed" in n or "lm_head" in n)
+    tables = ("embed", "lm_head", "wte", "wpe")
+    assert counts.embedding == sum(math.prod(shape) for name, shape in on_disk.items() if any(word in name for word in tables))
+    assert open_checkpoint(tmp_path).arch is arch
+
+
+def test_a_mixture_counts_the_experts_that_a_token_is_sent_to():
+    config = TINY["qwen3_moe"]
+    arch = arch_for(config)
+    dense = parameter_counts(arch, {**config, "num_experts": 2}).matmul
+    assert parameter_counts(arch, config).matmul == dense + config["num_hidden_layers"] * 2 * config["hidden_size"]  # the router's rows
+
+
+def test_names_of_a_file_saved_without_its_head_are_made_whole(tmp_path):
+    """The hub's gpt2 is such a file; it also carries the causal mask as a buffer."""
+    write_tiny(tmp_path, TINY["gpt2"])
+    whole = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): value for name, value in whole.items()}
+    save_file({**bare, "h.0.attn.bias": torch.ones(1)}, tmp_path / "model.safetensors")
+    found = open_checkpoint(tmp_path)
+    assert set(found.tensors) == set(whole)
+    grow_directory(tmp_path, tmp_path / "grown", make_plan("stack", found.arch, found.config))
+    grown = load_file(tmp_path / "grown" / "model.safetensors")
+    assert torch.equal(grown["transformer.h.5.mlp.c_fc.weight"], whole["transformer.h.1.mlp.c_fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("family", "edits", "message"),
+    [
+        ("opt", {"do_layer_norm_before": False}, "'do_layer_norm_before' = False is not described for opt; only True is"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, r"'mlp_only_layers' = \[0\] is not described for qwen3_moe"),
+        ("gpt2", {"add_cross_attention": True}, "'add_cross_attention' = True is not described"),
+    ],
+)
+def test_variants_that_no_table_describes_are_refused(family, edits, message):
+    config = {**TINY[family], **edits}
+    with pytest.raises(OutgrowError, match=message):
+        arch_for(config).shapes(config)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -79,16 +145,25 @@ def test_a_base_of_a_quarter_of_the_layers_costs_more_than_a_quarter():
 
 def test_the_grammar_reads_roles_and_layout():
     spec = parse("hidden <- vocab | stored vocab hidden")
-    assert [(axis.spaces, axis.role) for axis in spec.axes] == [(("vocab",), "read"), (("hidden",), "write")]
+    assert [(axis.blocks, axis.role) for axis in spec.axes] == [((("vocab",),), "read"), ((("hidden",),), "write")]
     assert not spec.multiplies
     query = parse("(kv group head) <- hidden")
-    assert query.axes[0].spaces == ("kv", "group", "head")
+    assert query.axes[0].blocks == (("kv", "group", "head"),)
+    fused = parse("(kv group head) + (kv head) + (kv head) <- hidden")
+    assert fused.axes[0].blocks == (("kv", "group", "head"), ("kv", "head"), ("kv", "head"))
+    assert LLAMA.shape(fused, {"kv": 2, "group": 3, "head": 10, "hidden": 24}) == (100, 24)
+    assert LLAMA.shape(parse("(kv 3 head) <-"), {"kv": 2, "head": 10}) == (60,)
     assert query.multiplies
     assert query.decays
     bias = parse("ffn <- | if mlp_bias")
     assert (bias.decays, bias.multiplies, bias.condition) == (False, False, "mlp_bias")
     assert parse("gain hidden").is_gain
     assert parse("hidden <- ffn | ends branch").ends_branch
+    gemma = parse("gain hidden | plus one | before tied head")
+    assert gemma.plus_one
+    assert gemma.before_tied_head
+    assert parse("hidden <- vocab | times sqrt hidden").times_sqrt == "hidden"
+    assert [axis.role for axis in parse("shift hidden").axes] == ["shift"]
 
 
 @pytest.mark.parametrize("line", ["hidden ffn", "hidden <- ffn | sometimes", "hidden <- ffn | stored hidden kv"])
@@ -100,9 +175,9 @@ def test_a_malformed_line_is_shown(line):
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ({"model_type": "gpt2"}, "unknown architecture 'gpt2'; known: llama, mistral"),
+        ({"model_type": "bert"}, "unknown architecture 'bert'; known: llama, mistral, .* give it with --family-file"),
         ({"model_type": None}, "no 'model_type'"),
-        ({"num_hidden_layers": 0}, "'num_hidden_layers' must be a whole number of at least 1, not 0"),
+        ({"num_hidden_layers": -1}, "'num_hidden_layers' must be a whole number of at least 0, not -1"),
         ({"num_hidden_layers": "3"}, "not '3'"),
         ({"hidden_size": True}, "'hidden_size' must be a whole number"),
         ({"num_attention_heads": 7, "num_key_value_heads": 3}, r"'num_attention_heads' \(7\) is not a multiple of 'kv' \(3\)"),

@@ -6,175 +6,324 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
-from outgrow.arch import LLAMA
+from outgrow.arch import FAMILIES, LLAMA, arch_for
 from outgrow.errors import OutgrowError
-from outgrow.growth.apply import grow, transport
-from outgrow.growth.laws import gradients_follow, logit_difference, untrained
-from outgrow.growth.operators import OPERATORS, make_plan, stack
-from outgrow.growth.plan import Claims, GrowthPlan
-from outgrow.models.decoder import Decoder
-from outgrow.models.loss import next_token_loss
-from outgrow.spaces import copies, isometry
+from outgrow.growth.apply import Grown, grow, transport
+from outgrow.growth.fresh import masked, normal
+from outgrow.growth.operators import OPERATORS, make_plan
+from outgrow.growth.operators.arrange import layer_list
+from outgrow.growth.plan import Claims, GrowthPlan, connection_rate
+from outgrow.lab.tiny import TINY
+from outgrow.spaces import copies, isometry, mean, pad
 
 from .conftest import ODD
 
 
-def grown_model(plan, model):
-    """The grown transformers model, in the dtype of its source."""
-    config = transformers.AutoConfig.for_model(**plan.target_config)
-    target = transformers.AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    target.load_state_dict(dict(grow(plan, model.state_dict())), strict=not config.tie_word_embeddings)
-    return target
+def source_of(config, seed=0):
+    """Random numpy tensors under the names and in the shapes of a config."""
+    generator = np.random.default_rng(seed)
+    return {name: generator.normal(size=shape) for name, shape in arch_for(config).shapes(config).items()}
 
 
-@torch.no_grad()
-def forward(model, tokens):
-    return Decoder(model, torch.float64).logits(tokens)
+def planned(text, config=ODD, **knobs):
+    return make_plan(text, arch_for(config), config, knobs)
 
 
-def widening(config, **lifts):
-    """A plan of lifts alone."""
-    return GrowthPlan("lifts", {}, config, tuple(range(config["num_hidden_layers"])), Claims(True, True), "derived", lifts)
+def lifted(config, **lifts):
+    """A plan of lifts alone, which claims to preserve."""
+    claims = Claims(preserves=True, trains=True)
+    arch = arch_for(config)
+    return GrowthPlan("lifts", {}, arch, config, tuple(range(arch.layers(config))), claims, "derived", lifts)
 
 
-WIDENINGS = {
-    # transformers wants hidden to be a multiple of the heads, whatever head_dim is
-    "hidden by an odd ratio": {"hidden": isometry(24, 42)},
-    "hidden doubled": {"hidden": isometry(24, 48)},
-    "ffn": {"ffn": copies(37, 50)},
-    "kv": {"kv": copies(2, 4)},
-    "group": {"group": copies(3, 4)},
-    "all at once": {"hidden": isometry(24, 32), "ffn": copies(37, 61), "kv": copies(2, 4), "group": copies(3, 4)},
+DEPTH = {
+    "stack(factor=2)": [0, 1, 2, 3, 0, 1, 2, 3],
+    "stack(factor=4)": [0, 1, 2, 3] * 4,
+    "interpolate(factor=2, block=1)": [0, 0, 1, 1, 2, 2, 3, 3],
+    "interpolate(factor=3, block=1, protect=1)": [0, 1, 1, 1, 2, 2, 2, 3],
+    "interpolate(factor=2, block=2)": [0, 1, 0, 1, 2, 3, 2, 3],
+    "gradual(block=1)": [0, 1, 2, 3, 3],
+    "gradual(block=2)": [0, 1, 2, 3, 2, 3],
+    "midas(block=2)": [0, 1, 0, 1, 2, 3],
+    "midas(block=1)": [0, 1, 1, 2, 3],
+    "solar(removed=1)": [0, 1, 2, 1, 2, 3],
+    "arrange(layers='0-3,1-2,3')": [0, 1, 2, 3, 1, 2, 3],
+    "arrange(layers='1-23*2-4')": [0, 1, 2, 1, 2, 3],
+    "arrange(layers='1234*2')": [0, 1, 2, 3, 0, 1, 2, 3],
+    "expand(layers=7)": [0, 1, 2, 3, 0, 1, 2],
 }
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", WIDENINGS)
-def test_lifts_preserve_the_function(make_model, tokens, name, tied):
-    model = make_model(dtype=torch.float64, tie_word_embeddings=tied, attention_bias=True, mlp_bias=True)
-    target = grown_model(widening(model.config.to_dict(), **WIDENINGS[name]), model)
-    assert logit_difference(forward(model, tokens), forward(target, tokens)) < 1e-10
-
-
-def test_even_tiling_is_exact_unless_the_head_is_tied(make_model, tokens):
-    """HyperCloning's case, arXiv 2409.12903; with a tied head the logits would double, and the plan says so."""
-    model = make_model(dtype=torch.float64)
-    target = grown_model(widening(model.config.to_dict(), hidden=copies(24, 48)), model)
-    assert logit_difference(forward(model, tokens), forward(target, tokens)) < 1e-10
-    assert target.config.rms_norm_eps == model.config.rms_norm_eps
-    with pytest.raises(OutgrowError, match=r"'hidden' 24 -> 48 reads other than it writes, and the head is tied"):
-        widening({**ODD, "tie_word_embeddings": True}, hidden=copies(24, 48))
-
-
-@pytest.mark.parametrize("name", WIDENINGS)
-def test_gradients_move_by_the_dual_lift(make_model, tokens, name):
-    model = make_model(dtype=torch.float64)
-    plan = widening(model.config.to_dict(), **WIDENINGS[name])
-    target = grown_model(plan, model)
-
-    def gradients(one):
-        decoder = Decoder(one, torch.float64)
-        next_token_loss(decoder.hidden_states(tokens[:, :-1]), decoder.head, tokens[:, 1:]).backward()
-        return {key: value.grad for key, value in one.named_parameters()}
-
-    assert gradients_follow(plan, gradients(model), gradients(target)) < 1e-10
-
-
-def test_an_uneven_plain_copy_of_hidden_is_not_exact(make_model, tokens):
-    """The measure can tell: arXiv 2405.15319 is right that uneven plain copies break RMSNorm."""
-    model = make_model(dtype=torch.float64)
-    with pytest.raises(OutgrowError, match=r"claims to preserve the function, and its lift of 'hidden' 24 -> 42"):
-        widening(model.config.to_dict(), hidden=copies(24, 42))
-    claims = Claims(preserves=False, trains=True)
-    target = grown_model(GrowthPlan("lifts", {}, model.config.to_dict(), (0, 1, 2), claims, "", {"hidden": copies(24, 42)}), model)
-    assert logit_difference(forward(model, tokens), forward(target, tokens)) > 1e-2
-
-
-@pytest.mark.parametrize("edits", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}])
-@pytest.mark.parametrize("factor", [2, 4])
-def test_stack_is_the_whole_block_list_repeated(make_model, edits, factor):
-    """Against an index map written independently, over the raw tensors."""
-    model = make_model(**edits)
-    source = model.state_dict()
-    if model.config.tie_word_embeddings:
-        del source["lm_head.weight"]
-    target = dict(grow(stack(model.config.to_dict(), factor), source))
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("text", DEPTH)
+def test_depth_plans_are_an_index_map_over_the_raw_tensors(text, family):
+    """Against a map written independently: the number after the layers' prefix is replaced, nothing else."""
+    config = TINY[family]
+    if family == "gemma2" and [layer % 2 for layer in DEPTH[text]] != [place % 2 for place in range(len(DEPTH[text]))]:
+        with pytest.raises(OutgrowError, match="breaks the pattern"):
+            planned(text, config)
+        return
+    source = source_of(config)
+    marker = {"gpt2": ".h.", "opt": "decoder.layers."}.get(family, "layers.")
     expected = {}
     for name, value in source.items():
-        parts = name.split(".")
-        if parts[1] != "layers":
+        before, found, after = name.partition(marker)
+        if not found:
             expected[name] = value
             continue
-        for copy in range(factor):
-            parts[2] = str(int(name.split(".")[2]) + copy * ODD["num_hidden_layers"])
-            expected[".".join(parts)] = value
+        layer, _, rest = after.partition(".")
+        for place, wanted in enumerate(DEPTH[text]):
+            if int(layer) == wanted:
+                expected[f"{before}{marker}{place}.{rest}"] = value
+    target = dict(grow(planned(text, config), source))
     assert target.keys() == expected.keys()
-    assert all(torch.equal(target[name], expected[name]) for name in target)
+    assert all(target[name] is expected[name] for name in target)
 
 
-def test_stack_claims_only_what_is_true(make_model, tokens):
-    model = make_model(dtype=torch.float64)
-    plan = stack(model.config.to_dict(), 2)
-    target = grown_model(plan, model)
-    assert not plan.claims.preserves
-    assert logit_difference(forward(model, tokens), forward(target, tokens)) > 1e-2
-    assert plan.claims.trains
-    assert untrained(*three_steps(target, tokens)) == []
+def test_the_papers_examples():
+    assert layer_list("123456*4") == tuple(range(6)) * 4
+    assert layer_list("12-3456*5-56") == (0, 1, *[2, 3, 4, 5] * 5, 4, 5)
+    assert layer_list("0-5,0-5,2-5") == (*range(6), *range(6), *range(2, 6))
+    assert layer_list("3") == (3,)
+    thirty_two = {**ODD, "num_hidden_layers": 32}
+    assert len(planned("solar", thirty_two).layers) == 48
+    assert connection_rate(layer_list("123456*4")) == pytest.approx(20 / 23)
+    assert connection_rate((0, 0, 1, 1)) == pytest.approx(1 / 3)
+    assert connection_rate((2,)) == 1
 
 
-def three_steps(model, tokens):
-    """Parameters before and after three steps of AdamW."""
-    decoder = Decoder(model, torch.float64)
-    before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
-    for _ in range(3):
-        optimizer.zero_grad()
-        next_token_loss(decoder.hidden_states(tokens[:, :-1]), decoder.head, tokens[:, 1:]).backward()
-        optimizer.step()
-    return before, {name: value.detach() for name, value in model.named_parameters()}
+@pytest.mark.parametrize("text", ["", "0-", "5-0", "0-5;2", "12-34x5", "0-99999", "1*99999", "012*2", "a"])
+def test_a_layer_list_that_cannot_be_read_is_refused(text):
+    with pytest.raises(OutgrowError, match="layer list|more than"):
+        layer_list(text)
 
 
-def test_dead_blocks_are_found(make_model, tokens):
-    """Gate and up both zero never get a gradient: the trap of ffn-only zero growth."""
-    model = make_model(dtype=torch.float64)
-    with torch.no_grad():
-        model.model.layers[1].mlp.gate_proj.weight.zero_()
-        model.model.layers[1].mlp.up_proj.weight.zero_()
-    dead = untrained(*three_steps(model, tokens))
-    assert dead == [
-        f"model.layers.1.{name}.weight" for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "post_attention_layernorm")
-    ]
+def test_even_tiling_is_the_direct_tiling_of_the_weights():
+    """HyperCloning by 2, against reshapes written out by hand; bit by bit, since factors are powers of two."""
+    source = {name: value.astype(np.float32) for name, value in source_of(ODD).items()}
+    target = dict(grow(planned("hypercloning", factor=2), source))
+    kv, group, head, hidden, ffn = 2, 3, 10, 24, 37
+    for name, value in source.items():
+        kind = name.split(".")[-2]
+        expected = {
+            "embed_tokens": lambda w: np.tile(w, (1, 2)),
+            "lm_head": lambda w: np.tile(w, (1, 2)) / 2,
+            "q_proj": lambda w: np.tile(w.reshape(kv, group, head, hidden), (2, 1, 1, 2)).reshape(-1, 2 * hidden) / 2,
+            "k_proj": lambda w: np.tile(w.reshape(kv, head, hidden), (2, 1, 2)).reshape(-1, 2 * hidden) / 2,
+            "v_proj": lambda w: np.tile(w.reshape(kv, head, hidden), (2, 1, 2)).reshape(-1, 2 * hidden) / 2,
+            "o_proj": lambda w: np.tile(w.reshape(hidden, kv, group, head), (2, 2, 1, 1)).reshape(2 * hidden, -1) / 2,
+            "gate_proj": lambda w: np.tile(w, (2, 2)) / 2,
+            "up_proj": lambda w: np.tile(w, (2, 2)) / 2,
+            "down_proj": lambda w: np.tile(w, (2, 2)) / 2,
+        }.get(kind, lambda w: np.tile(w, 2))(value)
+        np.testing.assert_array_equal(target[name], expected, err_msg=name)
+    assert ffn * 2 == target["model.layers.0.mlp.up_proj.weight"].shape[0]
 
 
-def test_a_plan_survives_json():
-    plan = widening(ODD | {"rms_norm_eps": 1e-6}, hidden=isometry(24, 31), kv=copies(2, 4))
+def test_direct_width_at_a_whole_ratio_is_that_tiling_too():
+    source = source_of(ODD)
+    one, two = planned("hypercloning", factor=2), planned("direct-width", hidden=48, ffn=74, kv=4)
+    for (name, a), (_, b) in zip(grow(one, source), grow(two, source), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    assert one.target_config == two.target_config
+
+
+def test_a_head_widens_by_kv_blocks_not_as_one_flat_axis():
+    source = source_of(ODD)
+    target = dict(grow(planned("direct-width", kv=4), source))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    blocks, old = target[name].reshape(4, 3, 10, 24), source[name].reshape(2, 3, 10, 24)
+    np.testing.assert_array_equal(blocks[2], old[0])
+    assert not np.array_equal(target[name][60:120], np.repeat(source[name], 2, 0)[60:120])
+
+
+def test_staged_width_is_block_diagonal():
+    source = source_of(ODD)
+    target = dict(grow(planned("staged-width"), source))
+    up, old = target["model.layers.1.mlp.up_proj.weight"], source["model.layers.1.mlp.up_proj.weight"]
+    np.testing.assert_array_equal(up, np.block([[old, np.zeros_like(old)], [np.zeros_like(old), old]]))
+
+
+def test_aki_takes_new_neurons_from_the_layer_above():
+    source = source_of(ODD)
+    target = dict(grow(planned("aki", ffn=50), source))
+    name = "model.layers.{}.mlp.up_proj.weight"
+    np.testing.assert_array_equal(target[name.format(0)][:37], source[name.format(0)])
+    np.testing.assert_array_equal(target[name.format(0)][37:], source[name.format(1)][:13])
+    np.testing.assert_array_equal(target[name.format(2)][37:], source[name.format(2)][:13])  # nothing lies above the last
+
+
+def test_mergekit_scales_what_ends_the_branches_of_repeated_layers():
+    source = source_of(ODD)
+    target = dict(grow(planned("mergekit", layers="0-1,1-2"), source))
+    for place, layer, factor in [(0, 0, 1), (1, 1, 0.5**0.5), (2, 1, 0.5**0.5), (3, 2, 1)]:
+        for module, scaled in [("self_attn.o_proj", True), ("mlp.down_proj", True), ("mlp.up_proj", False)]:
+            expected = source[f"model.layers.{layer}.{module}.weight"] * (factor if scaled else 1)
+            np.testing.assert_array_equal(target[f"model.layers.{place}.{module}.weight"], expected)
+
+
+def test_llama_pro_inserts_identity_blocks_and_trains_only_those():
+    plan = planned("llama-pro", TINY["llama"], blocks=2)
+    assert plan.layers == (0, 1, 1, 2, 3, 3)
+    assert plan.trains_only_fresh
+    fresh = {tensor.layer for tensor in LLAMA.tensors(plan.target_config) if plan.is_fresh(tensor)}
+    assert fresh == {2, 5}
+    target = dict(grow(plan, source_of(TINY["llama"])))
+    assert not target["model.layers.2.mlp.down_proj.weight"].any()
+    assert target["model.layers.2.mlp.up_proj.weight"].any()
+
+
+def test_post_norm_families_zero_the_norm_that_ends_a_branch():
+    """Zeroing o would put a norm on a zero, whose gradient is 1/sqrt(eps)."""
+    target = dict(grow(planned("zero-depth", TINY["olmo2"]), source_of(TINY["olmo2"])))
+    assert not target["model.layers.4.post_attention_layernorm.weight"].any()
+    assert target["model.layers.4.self_attn.o_proj.weight"].any()
+    gemma = dict(grow(planned("zero-depth", TINY["gemma2"]), source_of(TINY["gemma2"])))
+    assert (gemma["model.layers.4.post_feedforward_layernorm.weight"] == -1).all()  # stored without its one
+
+
+def test_noise_is_the_papers_formula_and_seeded():
+    source = source_of(ODD)
+    target = dict(grow(planned("noise", share=0.2, seed=7), source))
+    name = "model.layers.1.mlp.up_proj.weight"
+    np.testing.assert_allclose(target[name], 0.8 * source[name] + 0.2 * 0.3 * normal(7, f"noise {name}", (37, 24)))
+    assert target["model.norm.weight"] is source["model.norm.weight"]
+    again = dict(grow(planned("noise", share=0.2, seed=7), source))
+    other = dict(grow(planned("noise", share=0.2, seed=8), source))
+    np.testing.assert_array_equal(target[name], again[name])
+    assert not np.array_equal(target[name], other[name])
+
+
+def test_random_numbers_have_the_scale_of_the_familys_initialisation():
+    config = {**ODD, "hidden_size": 120, "intermediate_size": 300}
+    target = dict(grow(planned("expand", config, layers=4, weights="random"), source_of(config)))
+    assert target["model.layers.3.mlp.up_proj.weight"].std() == pytest.approx(0.3, rel=0.05)
+    assert target["model.layers.3.mlp.down_proj.weight"].std() == pytest.approx(0.3 / 8**0.5, rel=0.05)
+    assert (target["model.layers.3.input_layernorm.weight"] == 1).all()
+
+
+def test_masked_growth_hides_random_values_where_the_checkpoint_has_zeros():
+    plan = planned("random-width", hidden=36, ffn=50, group=4)
+    target = dict(grow(plan, source_of(ODD)))
+    hidden = masked(plan)
+    for name, (where, values) in hidden.items():
+        assert not target[name][where].any(), name
+        assert values[where].all()
+    assert set(hidden) == {name for name in target if name.split(".")[-2] in ("embed_tokens", "o_proj", "down_proj")}
+    assert masked(planned("zero-width", ffn=50)) == {}
+
+
+def test_a_model_without_layers_can_be_expanded():
+    config = {**ODD, "num_hidden_layers": 0}
+    plan = planned("expand", config, layers=3, weights="random")
+    assert set(dict(grow(plan, source_of(config)))) == set(arch_for(ODD).shapes(ODD))
+    with pytest.raises(OutgrowError, match="a base without layers"):
+        planned("expand", config, layers=3)
+
+
+def test_depth_and_width_compose_in_one_plan():
+    plan = planned("stack(factor=2), direct-width(hidden=36, ffn=50), noise(share=0.1)")
+    assert [stage.operator for stage in plan.stages] == ["stack", "direct-width", "noise"]
+    source = source_of(ODD)
+    first = dict(grow(planned("stack", factor=2), source))
+    second = dict(grow(planned("direct-width", plan.stages[0].target_config, hidden=36, ffn=50), first))
+    third = dict(grow(planned("noise", plan.stages[1].target_config, share=0.1), second))
+    for name, value in grow(plan, source):
+        np.testing.assert_array_equal(value, third[name], err_msg=name)
+    assert GrowthPlan.from_json(json.loads(json.dumps(plan.as_json()))) == plan
+    deeper = planned("direct-width(ffn=50), stack(factor=2)")
+    assert deeper.target_config == planned("stack(factor=2), direct-width(ffn=50)").target_config
+    for (name, a), (_, b) in zip(grow(deeper, source), grow(planned("stack(factor=2), direct-width(ffn=50)"), source), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_then_is_associative_and_refuses_another_config():
+    a, b = planned("stack", factor=2), planned("direct-width", {**ODD, "num_hidden_layers": 6}, ffn=50)
+    c = planned("noise", b.target_config)
+    assert a.then(b).then(c) == a.then(b.then(c))
+    with pytest.raises(OutgrowError, match="was planned for another config"):
+        a.then(planned("noise"))
+    with pytest.raises(OutgrowError, match="make it the last"):
+        planned("random-width(ffn=50), stack")
+
+
+def test_only_pure_copies_are_copied():
+    grown = Grown(planned("stack(factor=2), direct-width(ffn=50)"), source_of(ODD).__getitem__)
+    assert grown.copied_from("model.layers.4.self_attn.q_proj.weight") == "model.layers.1.self_attn.q_proj.weight"
+    assert grown.copied_from("model.layers.4.mlp.up_proj.weight") is None
+    assert grown.reference("model.layers.4.mlp.up_proj.weight") == "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "text", ["direct-width(hidden=36, kv=4)", "mergekit(layers='0-2,0-2')", "learn-depth", "learn-width(ffn=50)", "aki(ffn=50)"]
+)
+def test_a_plan_survives_json(text):
+    plan = planned(text, ODD | {"rms_norm_eps": 1e-6})
     again = GrowthPlan.from_json(json.loads(json.dumps(plan.as_json())))
     assert again == plan
     assert again.target_config == plan.target_config
-    assert again != replace(plan, layers=(0, 1))
+    source = source_of(ODD)
+    for (_, a), (_, b) in zip(grow(plan, source), grow(again, source), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert again != replace(plan, seed=5)
+
+
+def test_a_plan_of_other_making_is_refused():
+    for content in ({}, [], {"operator": "x"}, {**planned("stack").as_json(), "surprise": 1}, {**planned("stack").as_json(), "layers": 3}):
+        with pytest.raises(OutgrowError, match="not one that outgrow wrote"):
+            GrowthPlan.read(content, LLAMA)
 
 
 def test_the_config_changes_only_where_growth_changes_it():
-    config = {**ODD, "rms_norm_eps": 1e-5, "layer_types": ["full_attention", "sliding_attention", "full_attention"], "x_unknown": [1, 2]}
-    grown = stack(config, 2).target_config
-    assert grown["num_hidden_layers"] == 6
-    assert grown["layer_types"] == config["layer_types"] * 2
-    assert {k: v for k, v in grown.items() if k not in ("num_hidden_layers", "layer_types")} == {
-        k: v for k, v in config.items() if k not in ("num_hidden_layers", "layer_types")
-    }
-    wide = widening(config, kv=copies(2, 4), hidden=isometry(24, 30)).target_config
-    assert (wide["num_attention_heads"], wide["num_key_value_heads"], wide["hidden_size"]) == (12, 4, 30)
+    kinds = ["full_attention", "sliding_attention"]
+    config = {**ODD, "num_hidden_layers": 4, "rms_norm_eps": 1e-5, "layer_types": kinds * 2, "x_unknown": [1, 2]}
+    grown = planned("stack", config, factor=2).target_config
+    assert grown["num_hidden_layers"] == 8
+    assert grown["layer_types"] == kinds * 4
+    others = set(config) - {"num_hidden_layers", "layer_types"}
+    assert {key: grown[key] for key in others} == {key: config[key] for key in others}
+    assert set(grown) == set(config)
+    wide = planned("direct-width", config, kv=4, hidden=36).target_config
+    assert (wide["num_attention_heads"], wide["num_key_value_heads"], wide["hidden_size"]) == (12, 4, 36)
+    assert wide["rms_norm_eps"] == 1e-5
 
 
-def test_transport_of_a_second_moment_is_the_square():
-    spec = next(tensor.spec for tensor in LLAMA.tensors(ODD) if tensor.key == "mlp.down_proj.weight")
+@pytest.mark.parametrize(("family", "eps"), [("llama", 1e-3 * 24 / 36), ("qwen3", 1e-3), ("olmo2", 1e-3)])
+def test_new_channels_scale_the_eps_where_no_other_norm_shares_it(family, eps):
+    assert planned("zero-width", TINY[family], hidden=36).target_config["rms_norm_eps"] == pytest.approx(eps)
+
+
+def test_side_tables_grow():
+    qwen = {**TINY["qwen2"], "max_window_layers": 2, "use_sliding_window": False}
+    assert planned("stack", qwen, factor=2).target_config["max_window_layers"] == 2
+    assert planned("interpolate", qwen, factor=2).target_config["max_window_layers"] == 4
+    assert planned("stack", {**qwen, "max_window_layers": 28}, factor=8).target_config["max_window_layers"] == 32
+    moe = planned("more-experts", TINY["qwen3_moe"], factor=3).target_config
+    assert (moe["num_experts"], moe["num_experts_per_tok"]) == (12, 6)
+    gpt2 = planned("direct-width", {**TINY["gpt2"], "n_inner": None}, hidden=36, kv=3).target_config
+    assert (gpt2["n_embd"], gpt2["n_head"], gpt2["n_inner"]) == (36, 3, 96)
+    opt = planned("direct-width", TINY["opt"], hidden=36, kv=3).target_config
+    assert opt["word_embed_proj_dim"] == 36
+
+
+@pytest.mark.parametrize("text", ["interpolate(block=1)", "gradual(block=1)", "arrange(layers='0-2,0-3')"])
+def test_partial_periods_of_a_hybrid_model_are_refused(text):
+    for config in (TINY["gemma2"], {**TINY["gemma2"], "layer_types": ["sliding_attention", "full_attention"] * 2}):
+        with pytest.raises(
+            OutgrowError, match="breaks the pattern in which gemma2's layers of 2 kinds take turns; repeat whole periods of 2"
+        ):
+            planned(text, config)
+    assert planned("interpolate", TINY["gemma2"]).layers == (0, 1, 0, 1, 2, 3, 2, 3)
+
+
+def test_transport_of_a_second_moment_is_the_square_of_the_dual():
     sizes = LLAMA.sizes(ODD)
     lifts = {"hidden": isometry(24, 31), "ffn": copies(37, 50)}
-    first = np.random.default_rng(0).normal(size=LLAMA.shape(spec, sizes))
-    np.testing.assert_allclose(transport(spec, first**2, lifts, sizes, power=2), transport(spec, first, lifts, sizes) ** 2)
+    for tensor in LLAMA.tensors(ODD):
+        first = np.random.default_rng(0).normal(size=LLAMA.shape(tensor.spec, sizes))
+        squared = transport(tensor.spec, first**2, lifts, sizes, "square")
+        np.testing.assert_allclose(squared, transport(tensor.spec, first, lifts, sizes, "gradient") ** 2)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +331,11 @@ def test_transport_of_a_second_moment_is_the_square():
     [
         ({"layers": (0, 3)}, "must name layers 0 to 2"),
         ({"layers": ()}, "must name layers 0 to 2"),
-        ({"lifts": {"head": copies(10, 20)}}, "cannot widen 'head' 10 -> 20 in llama"),
+        ({"ends": (1.0,)}, "scales the branches of 1 layers, and the target has 6"),
+        (
+            {"lifts": {"head": copies(10, 20)}},
+            "cannot widen 'head' 10 -> 20 in llama: RoPE frequencies .* widen hidden, kv, group, ffn instead",
+        ),
         ({"lifts": {"vocab": copies(53, 60)}}, "cannot widen 'vocab'"),
         ({"lifts": {"width": copies(2, 4)}}, "'width' is not a space of llama"),
         ({"lifts": {"ffn": copies(36, 40)}}, "enlarges a space of 36, and the source has 37"),
@@ -190,44 +343,95 @@ def test_transport_of_a_second_moment_is_the_square():
 )
 def test_a_wrong_plan_cannot_be_made(change, message):
     with pytest.raises(OutgrowError, match=message):
-        replace(stack(ODD, 2), **change)
+        replace(planned("stack", factor=2), **change)
+
+
+@pytest.mark.parametrize(
+    ("family", "lifts", "message"),
+    [
+        ("llama", {"hidden": copies(24, 36)}, "'hidden' 24 -> 36 in llama does not fit RMSNorm; use an isometry, a tiling or a pad"),
+        ("llama", {"hidden": mean(24, 36)}, "does not fit RMSNorm"),
+        ("gpt2", {"hidden": pad(24, 36), "kv": copies(2, 3)}, "does not fit LayerNorm; use even copies or new indices that hold the mean"),
+        ("gpt2", {"hidden": isometry(24, 36), "kv": copies(2, 3)}, "does not fit LayerNorm"),
+        ("opt", {"hidden": mean(24, 36), "kv": copies(2, 3)}, "needs another eps, which opt shares or does not have"),
+        ("olmo2", {"kv": copies(2, 3)}, "cannot widen 'kv' 2 -> 3 in olmo2 exactly: .*; use a multiple of 2"),
+        ("qwen3_moe", {"expert": copies(4, 6)}, "use a multiple of 4"),
+        ("gpt2", {"hidden": mean(24, 36)}, "gpt2 derives 'head' from its other sizes, and it would go from 12 to 18; grow hidden and kv"),
+    ],
+)
+def test_a_lift_that_its_space_does_not_admit_is_refused(family, lifts, message):
+    with pytest.raises(OutgrowError, match=message):
+        lifted(TINY[family], **lifts)
 
 
 def test_a_layer_table_of_another_length_is_refused():
     with pytest.raises(OutgrowError, match="'layer_types' has 2 entries for 3 layers"):
-        stack({**ODD, "layer_types": ["full_attention"] * 2}, 2)
+        planned("stack", {**ODD, "layer_types": ["full_attention"] * 2})
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "message"),
+    ("text", "knobs", "message"),
     [
         ("stak", {}, "unknown operator 'stak'; known: stack"),
         ("stack", {"times": 2}, "has no knob 'times'; it has: factor"),
-        ("stack", {"factor": 1}, "factor of at least 2, not 1"),
+        ("staged-width", {"times": 2}, "has no knob 'times'; it has none"),
+        ("stack", {"factor": 1}, "factor must be at least 2, not 1"),
         ("stack", {"factor": 10**12}, r"more than 10,000; lower the factor"),
         ("stack", {"factor": "4"}, "must be of type int, not '4'"),
         ("stack", {"factor": 2.5}, "must be of type int, not 2.5"),
         ("stack", {"factor": True}, "must be of type int, not True"),
+        ("stack(factor=2)", {"factor": 2}, "has knobs of its own"),
+        ("stack(2)", {}, r"cannot read the knobs '\(2\)' of 'stack'"),
+        ("stack(factor=open('x'))", {}, "cannot read the operator"),
+        ("stack(factor=os.name)", {}, "cannot read the knobs"),
+        ("stack stack", {}, "cannot read the operator"),
+        ("", {}, "cannot read the operator ''"),
+        ("arrange", {}, "'arrange' needs the knob 'layers'"),
+        ("arrange(layers='0-9')", {}, "must name layers 0 to 2"),
+        ("direct-width", {}, r"no space is asked to grow \(hidden is 24, ffn is 37, kv is 2, group is 3\)"),
+        ("direct-width(ffn=20)", {}, "cannot grow 'ffn' of llama from 37 to 20"),
+        ("solar(removed=2)", {}, "fewer than half of the 3 layers"),
+        ("llama-pro(blocks=2)", {}, "splits the 3 layers into equal groups"),
+        ("interpolate(protect=2)", {}, "between 2 protected ones at each end of 3"),
+        ("midas(block=4)", {}, "copies a block of 1 to 3 layers, not 4"),
+        ("expand(layers=3)", {}, "more layers than the source's 3"),
+        ("noise(share=1)", {}, "share between 0 and 1"),
+        ("more-experts", {}, "llama has no experts; use upcycle first"),
+        ("upcycle(experts=2, chosen=3)", {}, "sends a token to 1 to 2 of at least 2 experts, not to 3"),
+        ("lemon(ffn=50, layers=2)", {}, "must lie between the source's 3 and 10,000, not 2"),
     ],
 )
-def test_wrong_knobs_are_refused(name, knobs, message):
+def test_wrong_knobs_are_refused(text, knobs, message):
     with pytest.raises(OutgrowError, match=message):
-        make_plan(name, ODD, knobs)
+        planned(text, **knobs)
+
+
+def test_upcycling_a_model_with_biases_is_refused():
+    with pytest.raises(OutgrowError, match="the source's 'attention_bias' is true"):
+        planned("upcycle", {**ODD, "attention_bias": True})
 
 
 def test_growing_from_an_incomplete_source_names_the_tensor():
     with pytest.raises(OutgrowError, match=r"no tensor 'model\.embed_tokens\.weight'"):
-        dict(grow(stack(ODD, 2), {}))
+        dict(grow(planned("stack", factor=2), {}))
 
 
-def test_every_operator_cites_its_source():
-    assert all("arXiv" in operator(ODD).citation for operator in OPERATORS.values())
+def test_the_papers_names_are_known():
+    assert planned("direct-depth", factor=2) == planned("stack", factor=2) == planned("G_stack", factor=2)
+    atomic = {f"{kind}-{way}" for kind in ("learn", "zero", "random") for way in ("depth", "width")} | {"stack", "direct-width"}
+    assert atomic <= OPERATORS.keys()
+
+
+def test_every_family_describes_itself_wholly():
+    from outgrow.extensions import family_problems
+
+    assert {arch.family: family_problems(arch) for arch in FAMILIES} == {arch.family: [] for arch in FAMILIES}
 
 
 def test_the_operator_of_the_design_page_works():
     """The page's ten lines, run as they stand there."""
     page = (Path(__file__).parents[1] / "docs" / "design.md").read_text()
     code = page.split("```python\n")[1].split("```")[0]
-    names = {"Config": dict, "GrowthPlan": GrowthPlan, "Claims": Claims, "arch_for": lambda config: LLAMA}
+    names = {"Arch": object, "Config": dict, "GrowthPlan": GrowthPlan, "Claims": Claims}
     exec(code, names)
-    assert names["interpolate"](ODD).layers == (0, 0, 1, 1, 2, 2)
+    assert names["repeat_in_place"](LLAMA, ODD).layers == (0, 0, 1, 1, 2, 2)

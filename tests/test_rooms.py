@@ -22,7 +22,8 @@ MAY = {
     "models": {"errors", "config", "spaces", "arch", "growth", "checkpoint", "files"},
     "data": {"errors", "config", "files"},
     "training": {"errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data"},
-    "lab": {"errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data", "training"},
+    "extensions": {"errors", "config", "arch", "growth"},
+    "lab": {"extensions", "errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data", "training"},
 }
 
 

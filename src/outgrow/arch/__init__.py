@@ -33,6 +33,6 @@ def arch_for(config: Config, families: Iterable[Arch] = FAMILIES) -> Arch:
         raise OutgrowError(f"the config has no 'model_type'; known architectures: {', '.join(known)}")
     if model_type not in known:
         raise OutgrowError(
-            f"unknown architecture '{model_type}'; known: {', '.join(known)}; describe another in a data file and give it with --family"
+            f"unknown architecture '{model_type}'; known: {', '.join(known)}; describe another in a file and give it with --family-file"
         )
     return known[model_type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -80,24 +81,25 @@ def check(
         knobs: stand in for the ones that are tried by default.
         operators, families: what is known.
     """
+    source = _source(json.dumps(config, sort_keys=True))
+    whole = read_json(source.directory / "config.json")
+    arch = arch_for(whole, families)
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "source", Path(folder) / "target"
-        write_tiny(source, config)
-        config = read_json(source / "config.json")
-        arch = arch_for(config, families)
+        target = Path(folder) / "target"
         try:
-            chosen = default_knobs(operator, arch, config) if knobs is None else knobs
-            plan = make_plan(operator, arch, config, chosen, operators)
-            grow_directory(source, target, plan, families=families)
+            chosen = default_knobs(operator, arch, whole) if knobs is None else knobs
+            plan = make_plan(operator, arch, whole, chosen, operators)
+            grow_directory(source.directory, target, plan, families=families)
         except OutgrowError as error:
             return Verdict(operator, arch.family, refusal=str(error))
+        grown = behaviour(target)
         return Verdict(
             operator,
             arch.family,
             plan,
-            logits=logit_difference(_logits(source), _logits(target)),
+            logits=logit_difference(source.behaviour.logits, grown.logits),
             dead=tuple(untrained(plan, *three_steps(plan, target))),
-            gradients=gradient_difference(plan, _gradients(source), _gradients(target)) if plan.claims.dual else None,
+            gradients=gradient_difference(plan, source.behaviour.gradients, grown.gradients) if plan.claims.dual else None,
         )
 
 
@@ -151,7 +153,7 @@ def default_knobs(operator: str, arch: Arch, config: Config) -> dict[str, Any]:
         "aki": even if together else odd, "learn-width": odd, "zero-width": empty_heads, "random-width": empty_heads,
         "lemon": {**(even if together else odd), "layers": layers + period}, "msg": {**empty_heads, "layers": layers + period},
         "stack": {"factor": 2}, "arrange": {"layers": f"0-{layers - 1},0-{layers - 1}"},
-        "mergekit": {"layers": f"0-{layers - 1},0-{layers - 1}"}, "solar": {"removed": 0 if period > 1 else 1},
+        "mergekit": {"layers": f"0-{layers - 1},0-{layers - 1}"}, "solar": {"removed": 1},
         "llama-pro": {"blocks": 2}, "expand": {"layers": layers * 2, "weights": "random"},
         "upcycle": {"experts": 4, "chosen": 2},
     }  # fmt: skip
@@ -192,12 +194,39 @@ def _tokens() -> torch.Tensor:
     return torch.randint(0, 50, (8, 25), generator=torch.Generator().manual_seed(3))
 
 
-@torch.no_grad()
-def _logits(directory: Path) -> np.ndarray:
-    return exact_logits(exact_model(directory), _tokens()).numpy()
+@dataclass(frozen=True)
+class Behaviour:
+    """What a checkpoint computes on a few tokens.
+
+    Attributes:
+        logits: [sequences, tokens, vocab] in float64.
+        gradients: name on disk -> gradient of the mean next-token loss.
+    """
+
+    logits: np.ndarray
+    gradients: dict[str, np.ndarray]
 
 
-def _gradients(directory: Path) -> dict[str, np.ndarray]:
+def behaviour(directory: Path) -> Behaviour:
+    """Runs the model of a directory on a few tokens, forward and backward, in float64."""
     model, tokens = exact_model(directory), _tokens()
-    F.cross_entropy(exact_logits(model, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    return gradients_on_disk(model)
+    logits = exact_logits(model, tokens)
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    return Behaviour(logits.detach().numpy(), gradients_on_disk(model))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A tiny checkpoint that many operators are tried on."""
+
+    folder: tempfile.TemporaryDirectory[str]
+    directory: Path
+    behaviour: Behaviour
+
+
+@cache
+def _source(config: str) -> _Source:
+    folder = tempfile.TemporaryDirectory()
+    directory = Path(folder.name) / "source"
+    write_tiny(directory, json.loads(config))
+    return _Source(folder, directory, behaviour(directory))
