@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from outgrow.arch import LLAMA
 from outgrow.checkpoint import grow as growing
 from outgrow.checkpoint.describe import checkpoint_facts, plan_lines
 from outgrow.checkpoint.grow import grow_directory
@@ -35,7 +36,8 @@ from .conftest import ODD
 
 
 def plan_for(directory, factor=2):
-    return stack(open_checkpoint(directory).config, factor)
+    checkpoint = open_checkpoint(directory)
+    return stack(checkpoint.arch, checkpoint.config, factor)
 
 
 def snapshot(directory):
@@ -78,7 +80,7 @@ def test_lifts_are_computed_on_disk_as_in_memory(make_model, tmp_path):
     model.to(torch.bfloat16).save_pretrained(tmp_path / "source")
     config = open_checkpoint(tmp_path / "source").config
     lifts = {"hidden": isometry(24, 48), "ffn": copies(37, 50)}
-    plan = GrowthPlan("lifts", {}, config, (0, 1, 2), Claims(True, True), "derived", lifts)
+    plan = GrowthPlan("lifts", {}, LLAMA, config, (0, 1, 2), Claims(True, True), "derived", lifts)
     grow_directory(tmp_path / "source", tmp_path / "target", plan)
     wide = {name: value.float() for name, value in model.state_dict().items()}
     expected = {name: value.to(torch.bfloat16) for name, value in grow(plan, wide)}
@@ -155,7 +157,7 @@ def test_growing_needs_neither_torch_nor_transformers(make_checkpoint, tmp_path)
         "from outgrow.cli import main\n"
         "try:\n    main()\nfinally:\n    print(sorted(m for m in ('torch', 'transformers') if m in sys.modules))"
     )
-    command = [sys.executable, "-c", code, str(source), str(tmp_path / "target"), "--factor", "2"]
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "target"), "--factor", "2", "--no-measure"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout.endswith("[]\n"), done.stderr
     assert (tmp_path / "target" / "config.json").exists()
@@ -168,7 +170,7 @@ def refused(source, tmp_path, message):
     """Growing `source` is refused in one sentence and leaves nothing."""
     before = set(os.listdir(tmp_path))
     with pytest.raises(OutgrowError, match=message) as error:
-        grow_directory(source, tmp_path / "target", stack(open_checkpoint(source).config, 2))
+        grow_directory(source, tmp_path / "target", plan_for(source))
     assert "\n" not in str(error.value)
     assert set(os.listdir(tmp_path)) == before
 
@@ -353,7 +355,7 @@ def test_odd_configs_and_indexes_are_refused_or_understood(valid_directory, data
     (directory / INDEX).write_text(json.dumps(index))
     try:
         checkpoint = open_checkpoint(directory)
-        assert list(plan_lines(stack(checkpoint.config, 2)))
+        assert list(plan_lines(stack(checkpoint.arch, checkpoint.config, 2)))
         assert checkpoint_facts(checkpoint)["layers"] == config["num_hidden_layers"]
     except OutgrowError as error:
         assert "\n" not in str(error)

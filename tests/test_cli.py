@@ -132,7 +132,7 @@ def test_bad_input_is_one_sentence(make_checkpoint, corpus, recipe, tmp_path):
     refused(outgrow("inspect", nowhere), "there is no directory")
     refused(outgrow("grow", source, source), "exists already")
     refused(outgrow("grow", source, tmp_path / "target", "--operator", "stak"), "unknown operator 'stak'; known: stack")
-    refused(outgrow("grow", source, tmp_path / "target", "--factor", "1"), "factor of at least 2, not 1")
+    refused(outgrow("grow", source, tmp_path / "target", "--factor", "1"), "growth factor must be at least 2, not 1")
     refused(outgrow("grow", source, tmp_path / "target", "--max-shard-size", "big"), "--max-shard-size takes a size such as")
     refused(outgrow("grow", source, tmp_path / "target", "--factor", "x"), "see 'outgrow --help'", status=2)
     refused(outgrow("grow", source), "target", status=2)

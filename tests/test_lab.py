@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outgrow.arch import LLAMA
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.config import load, parse
 from outgrow.errors import Interrupted, OutgrowError
-from outgrow.growth.operators import stack
+from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.comparison import Comparison
 from outgrow.lab.demo import BUILT_IN, open_recipe
@@ -243,7 +244,7 @@ def test_training_starts_from_a_directory_grown_by_hand(outcome, tmp_path):
     base = outcome.recipe.base(0)
     root = shutil.copytree(outcome.result(base).directory.parent, tmp_path / "runs")
     source = final_checkpoint(base, root)
-    grow_directory(source, tmp_path / "grown", stack(open_checkpoint(source).config, 4))
+    grow_directory(source, tmp_path / "grown", make_plan("stack", LLAMA, open_checkpoint(source).config))
     trunk = outcome.recipe.trunk("grown", 0)
     by_hand = trunk.model_copy(update={"start": Start(checkpoint=str(tmp_path / "grown"))})
     result = execute(by_hand, root, Observer())
@@ -265,7 +266,7 @@ def test_training_starts_from_a_directory_grown_by_hand(outcome, tmp_path):
         ({"budgets": []}, "'budgets' should"),
         ({"growth_tokns": 1}, r"unknown key 'growth_tokns'; did you mean 'growth_tokens'\?"),
         ({"learning_rates": {"base": 1, "target": 1, "scrach": 1}}, r"did you mean 'scratch'\?"),
-        ({"model": {**ODD, "model_type": "gpt2"}}, "unknown architecture 'gpt2'"),
+        ({"model": {**ODD, "model_type": "gpt2"}}, "training computes llama and mistral so far, and the model is a 'gpt2'"),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused(recipe, edits, message):

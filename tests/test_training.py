@@ -240,7 +240,9 @@ GOOD = {"model": ODD, "tokens": 512, "batch_tokens": 512, "optimizer": {"learnin
         ({"model": None, "start": {}}, "exactly one of 'run' and 'checkpoint'"),
         ({"model": None, "start": {"checkpoint": "x", "tokens": 5}}, "remove it"),
         ({"model": None, "start": {"checkpoint": "x", "knobs": {"factor": 4}}}, "no effect without start.operator"),
-        ({"model": None, "start": {"checkpoint": "x", "operator": "stack", "optimizer": "carry"}}, "cannot be combined with growth"),
+        ({"model": None, "start": {"checkpoint": "x", "optimizer": "fresh-new"}}, "'fresh-new' has no effect without start.operator"),
+        ({"model": None, "start": {"checkpoint": "x", "operator": "stack", "learn": {}}}, "start.learn has no effect with the operator 'stack'"),
+        ({"model": None, "start": {"checkpoint": "x", "unmask_tokens": 5}}, "start.unmask_tokens has no effect with the operator None"),
         ({"name": "../escape"}, "'name' should"),
     ],
 )  # fmt: skip

@@ -119,8 +119,7 @@ def learn(
     operator: Operators = "learn-depth",
     factor: Factor = None,
     knob: Knobs = None,
-    corpus: Annotated[str, typer.Option(help="'python', or a folder of text files; tokenised as the source was.")] = "python",
-    context: Annotated[int, typer.Option(min=1, help="Tokens of context.")] = 256,
+    data: Annotated[Path | None, typer.Option(help="The 'data' of the run that the source comes from (YAML).")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 100,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 4096,
     learning_rate: Annotated[float, typer.Option(min=0, help="Learning rate of the maps.")] = 1e-3,
@@ -129,6 +128,7 @@ def learn(
 ) -> None:
     """Train the maps of learn-depth or learn-width with the base frozen, and write them into a plan."""
     from outgrow.checkpoint.huggingface import open_checkpoint
+    from outgrow.config import load
     from outgrow.data.config import DataConfig
     from outgrow.files import write_json
     from outgrow.lab.runs import learned_plan
@@ -136,10 +136,9 @@ def learn(
 
     checkpoint = open_checkpoint(source)
     made = _plan(checkpoint, operator, factor, None, knob, None)
-    vocab = checkpoint.arch.sizes(checkpoint.config)["vocab"]
-    data = DataConfig(corpus=corpus, vocab=vocab, context=context)  # type: ignore[call-arg]
+    text = load(DataConfig, data) if data else DataConfig()  # type: ignore[call-arg]
     settings = LearnConfig(steps=steps, batch_tokens=batch_tokens, learning_rate=learning_rate)
-    trained = learned_plan(made, source, data, settings, seed, runs)
+    trained = learned_plan(made, source, text, settings, seed, runs)
     write_json(plan, trained.as_json())
     print(f"written to {plan}: {steps} steps, {sum(stage.flops for stage in trained.stages):.3e} FLOPs")
 

@@ -101,6 +101,10 @@ def family_problems(arch: Arch) -> list[str]:
             problems.append(f"'{key}' uses the space '{space}', which 'spaces' does not declare")
         if spec.tied and spec.tied not in arch.top:
             problems.append(f"'{key}' is tied to '{spec.tied}', which is not in 'top'")
+    order = list(arch.spaces)
+    for name, space in arch.spaces.items():
+        late = [word for word in space.size.split() if word in order and order.index(word) >= order.index(name)]
+        problems += [f"the size of '{name}' uses '{word}', which must stand before it in 'spaces'" for word in late]
     if "{}" not in arch.layer_prefix:
         problems.append("'layer_prefix' needs {} where the number of a layer stands")
     if not ends:

@@ -130,7 +130,12 @@ def _moments(source: Path, plan: GrowthPlan, policy: Policy) -> list[Shard]:
         raise OutgrowError(f"'{source}' carries no optimizer state to {policy}; use --optimizer reset")
     shapes = plan.grown_arch.shapes(plan.target_config)
     files: list[Shard] = []
+    weights = open_checkpoint(source).tensors
     for moment, stored in found.items():
+        for name, one in stored.items():
+            if name in weights and weights[name].entry.shape != one.entry.shape:
+                shapes_differ = f"has shape {list(one.entry.shape)}, and the weight has {list(weights[name].entry.shape)}"
+                raise OutgrowError(f"'{name}' in '{one.path}' {shapes_differ}; use --optimizer reset")
         grown = Grown(plan, lambda name, stored=stored: stored[name].read())
         names = grown_names(grown, stored)
         tensors = {name: (stored[grown.reference(name)].entry.dtype, shapes[name]) for name in names}

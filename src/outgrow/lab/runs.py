@@ -187,6 +187,8 @@ def learned_plan(
     plan: GrowthPlan, source: Path, data: DataConfig, settings: LearnConfig, seed: int, root: Path, begin: int = 0
 ) -> GrowthPlan:  # fmt: skip
     """A plan with its maps trained on a corpus, from the clock `begin` on."""
+    if not _is_untrained(plan):
+        raise OutgrowError(f"'{plan.operator}' has no maps to learn; learn-depth and learn-width have")
     packed = prepare(data, root / "data")
     _same_tokenizer(source, packed)
     return learn_maps(plan, source, packed, settings, data.context, seed, begin)

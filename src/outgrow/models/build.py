@@ -13,18 +13,26 @@ from pydantic import AfterValidator
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from outgrow.arch import arch_for
+from outgrow.arch import LLAMA, arch_for
 from outgrow.config import hash_of, suggestion
 from outgrow.errors import OutgrowError
+from outgrow.files import read_json
 
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
-    """The same keys of a config.json, if `transformers` can make a whole one of them and the arch table has its sizes."""
+    """The same keys of a config.json, if training computes it, `transformers` can make a whole one, and the arch table has its sizes."""
+    refuse_families(config)
     resolved(config)
     return config
 
 
 ModelConfig = Annotated[dict[str, Any], AfterValidator(checked)]
+
+
+def refuse_families(config: Mapping[str, Any]) -> None:
+    """Training has a forward pass of its own, which knows some families only; growing knows them all."""
+    if arch_for(config) is not LLAMA:
+        raise OutgrowError(f"training computes llama and mistral so far, and the model is a '{config['model_type']}'")
 
 
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,9 +62,7 @@ def initialised(config: Mapping[str, Any], seed: int) -> Any:
     arch = arch_for(config)
     parameters = dict(model.named_parameters())
     for tensor in arch.tensors(config):
-        deviation = config["initializer_range"] if tensor.spec.decays else 0.0
-        if tensor.spec.ends_branch:
-            deviation *= (2 * arch.layers(config)) ** -0.5
+        deviation = arch.deviation(tensor.spec, config)
         generator = torch.Generator().manual_seed(int(hash_of([seed, tensor.name]), 16))
         with torch.no_grad():
             parameters[tensor.name].normal_(1.0 if tensor.spec.is_gain else 0.0, deviation, generator=generator)
@@ -65,6 +71,7 @@ def initialised(config: Mapping[str, Any], seed: int) -> Any:
 
 def loaded(directory: Path) -> Any:
     """The model of a checkpoint directory, in fp32 for training."""
+    refuse_families(read_json(directory / "config.json"))
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
 
 

@@ -57,6 +57,6 @@ def more_experts(arch: Arch, config: Config, factor: int = 2) -> GrowthPlan:
         raise OutgrowError(f"more-experts needs a factor of at least 2, not {factor}")
     count = arch.sizes(config)["expert"]
     return GrowthPlan(
-        "more-experts", {"factor": factor}, arch, config, as_they_are(arch, config), Claims(preserves=True, trains=True),
+        "more-experts", {"factor": factor}, arch, config, as_they_are(arch, config), Claims(preserves=True, trains=True, dual=True),
         "arXiv:2212.05055", lifts={"expert": copies(count, count * factor)},
     )  # fmt: skip

@@ -1,0 +1,299 @@
+"""The command line on operators and families, the built-in ones and a user's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from outgrow.arch import FAMILIES, LLAMA
+from outgrow.cli import main
+from outgrow.extensions import load_family, load_operators
+from outgrow.lab.check import cell, check, markdown
+from outgrow.lab.tiny import TINY, write_tiny
+
+OWN = '''
+from outgrow.arch import Arch, Config
+from outgrow.growth.plan import Claims, GrowthPlan
+
+
+def last_twice(arch: Arch, config: Config, times: int = 2) -> GrowthPlan:
+    """Repeats the last layer."""
+    count = arch.layers(config)
+    layers = (*range(count), *[count - 1] * (times - 1))
+    return GrowthPlan("last-twice", {"times": times}, arch, config, layers, Claims(preserves=False, trains=True), "mine")
+
+
+def liar(arch: Arch, config: Config) -> GrowthPlan:
+    plan = last_twice(arch, config)
+    return GrowthPlan("liar", {}, arch, config, plan.layers, Claims(preserves=True, trains=True), "mine")
+'''
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command line, in this process: (status, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["outgrow", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return call
+
+
+def refused(done, *words):
+    status, out, err = done
+    assert status == 1, (out, err)
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("outgrow: ")
+    assert all(word in line for word in words), line
+
+
+@pytest.fixture
+def source(tmp_path):
+    write_tiny(tmp_path / "source", TINY["llama"], dtype=torch.float32)
+    return tmp_path / "source"
+
+
+def test_a_layer_list_from_the_command_line_with_its_connection_rate(run, source, tmp_path):
+    status, out, _ = run("grow", source, tmp_path / "target", "--layers", "0-3,2-3", "--no-measure")
+    assert status == 0
+    assert "layer map: 0 1 2 3 2 3" in out
+    assert "connection rate: 0.80 of the neighbouring layers were neighbours before" in out
+    assert json.loads((tmp_path / "target" / "config.json").read_text())["num_hidden_layers"] == 6
+    assert run("grow", source, tmp_path / "paper", "--layers", "12-34*2", "--dry-run")[1].startswith("arrange(layers=12-34*2)")
+
+
+def test_a_receipt_holds_plan_hashes_claims_and_the_measured_difference(run, source, tmp_path):
+    status, out, err = run("grow", source, tmp_path / "target", "--operator", "stack(factor=2), direct-width(hidden=48)")
+    assert (status, err) == (0, "")
+    receipt = json.loads((tmp_path / "target" / "outgrow.json").read_text())
+    assert receipt["plan"]["after"]["operator"] == "stack"
+    assert receipt["plan"]["claims"] == {"preserves": True, "trains": True, "dual": True}
+    assert list(receipt["parents"]) == ["model.safetensors"]
+    assert receipt["measured"]["logit_difference"] > 1e-2  # the stack changed it
+    assert "measured: logits differ by at most" in out
+    assert "the function changes" in out
+    run("grow", source, tmp_path / "wide", "--operator", "direct-width", "--knob", "hidden=36", "--knob", "kv=4")
+    measured = json.loads((tmp_path / "wide" / "outgrow.json").read_text())["measured"]
+    assert 0 < measured["logit_difference"] < 1e-4 * measured["logit_deviation"]  # stored in fp32
+
+
+def test_a_false_claim_of_preserving_writes_nothing(run, source, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    arguments = ("--operator-file", tmp_path / "own.py", "--operator", "liar")
+    refused(run("grow", source, tmp_path / "target", *arguments), "claims to preserve", "nothing was written")
+    assert not (tmp_path / "target").exists()
+    assert run("grow", source, tmp_path / "target", *arguments, "--no-measure")[0] == 0
+
+
+def test_a_model_too_large_for_memory_is_not_measured(run, source, tmp_path, monkeypatch):
+    import outgrow.models.measure
+
+    monkeypatch.setattr(outgrow.models.measure, "_free_bytes", lambda: 1000)
+    assert "not measured: float64 needs about" in run("grow", source, tmp_path / "target", "--factor", "2")[1]
+
+
+def test_an_operator_of_ones_own(run, source, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    own = ("--operator-file", tmp_path / "own.py")
+    status, out, _ = run("grow", source, tmp_path / "target", *own, "--operator", "last-twice(times=3), stack(factor=2)", "--no-measure")
+    assert status == 0
+    assert "layers: 4 -> 6 (x1.5)" in out
+    assert "layers: 6 -> 12 (x2)" in out
+    refused(run("grow", source, tmp_path / "x", *own, "--operator", "last-twice(time=3)"), "has no knob 'time'; it has: times")
+    refused(run("check", *own, "--operator", "liar", "--family", "llama"), "1 claims are not backed: liar on llama claims to preserve")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1", "defines no operator"),
+        ("def f(:", "cannot be run: SyntaxError"),
+        ("import missing_module", "cannot be run: ModuleNotFoundError"),
+        ("def other(config, factor): pass", "defines no operator"),
+    ],
+)
+def test_operator_files_that_do_not_work_are_said(run, source, tmp_path, text, words):
+    (tmp_path / "own.py").write_text(text)
+    refused(run("grow", source, tmp_path / "target", "--operator-file", tmp_path / "own.py"), words)
+
+
+def test_there_is_no_such_operator_file(run, source, tmp_path):
+    refused(run("grow", source, tmp_path / "target", "--operator-file", tmp_path / "nowhere.py"), "there is no Python file")
+    assert {"last-twice", "liar", "stack"} <= load_operators(_written(tmp_path / "own.py", OWN)).keys()
+
+
+def _written(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+# A family as a user would write it: Llama's tensors under other names.
+FAMILY = {
+    "family": "lama",
+    "model_types": ["lama"],
+    "like": "llama",
+    "layer_prefix": "blocks.{}.",
+    "top": {
+        "embed": "hidden <- vocab | stored vocab hidden",
+        "norm": "gain hidden | before tied head",
+        "head": "vocab <- hidden | tied embed",
+    },
+    "layer": {key: line for key, line in LLAMA.layer.items() if not key.endswith("bias")},
+}
+
+
+def renamed(source, target):
+    """The checkpoint under the names of that family."""
+    names = {"model.embed_tokens.weight": "embed", "model.norm.weight": "norm", "lm_head.weight": "head"}
+    tensors = load_file(source / "model.safetensors")
+    target.mkdir()
+    save_file({names.get(k, k.replace("model.layers.", "blocks.")): v for k, v in tensors.items()}, target / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "model_type": "lama"}))
+    return target
+
+
+def test_a_family_of_ones_own_grows_without_transformers_knowing_it(run, source, tmp_path):
+    strange = renamed(source, tmp_path / "strange")
+    refused(run("grow", strange, tmp_path / "x"), "unknown architecture 'lama'", "--family-file")
+    file = tmp_path / "lama.yaml"
+    file.write_text(yaml.safe_dump(FAMILY))
+    operator = ("--operator", "stack(factor=2), direct-width(hidden=36)")
+    status, out, err = run("grow", strange, tmp_path / "target", "--family-file", file, *operator)
+    assert status == 0, err
+    assert "not measured: transformers cannot run it" in out
+    run("grow", source, tmp_path / "known", *operator, "--no-measure")
+    ours, theirs = load_file(tmp_path / "target" / "model.safetensors"), load_file(tmp_path / "known" / "model.safetensors")
+    assert torch.equal(ours["blocks.5.mlp.up_proj.weight"], theirs["model.layers.5.mlp.up_proj.weight"])
+
+
+def test_the_checker_says_what_a_family_lacks(run, source, tmp_path):
+    file = tmp_path / "own.yaml"
+    strange = renamed(source, tmp_path / "strange")
+
+    def checked(*arguments, **edits):
+        file.write_text(yaml.safe_dump({**FAMILY, **edits}))
+        return run("check", "--family-file", file, *arguments)
+
+    assert "is whole in itself; give --source" in checked()[1]
+    lines = dict(FAMILY["layer"])
+    del lines["mlp.gate_proj.weight"]
+    lines["mlp.up_proj.weight"] = "hidden <- ffn"
+    lines["mlp.extra.weight"] = "ffn <- hidden"
+    done = checked("--source", strange, layer=lines)
+    refused(done, "does not describe", "12 lines to mend")
+    assert "the files hold no 'blocks.0.mlp.extra.weight' [37, 24], which the family lists" in done[1]
+    assert "the family lacks a line for 'blocks.0.mlp.gate_proj.weight' [37, 24]" in done[1]
+    assert "'blocks.0.mlp.up_proj.weight' has shape [37, 24] in the files, and [24, 37] by its line" in done[1]
+    refused(checked(layer={"a": "hidden <- width"}), "'a' uses the space 'width', which 'spaces' does not declare", "ends branch")
+    swapped = {name: {"size": LLAMA.spaces[name].size} for name in ("group", "kv", "hidden", "vocab", "head", "ffn")}
+    refused(checked(spaces=swapped), "the size of 'group' uses 'kv', which must stand before it in 'spaces'", "no space says that RMSNorm")
+    refused(checked(layer={"a": "hidden width"}), "needs 'writes <- reads'")
+    refused(checked(layer_prefix="blocks."), "'layer_prefix' needs {}")
+    refused(checked(likes="llama"), "unknown key 'likes'", "did you mean 'like'")
+    refused(checked(like="lamma"), "starts from the family 'lamma'; known: llama")
+    refused(checked("--source", source), "is a 'llama', and the family 'lama' describes lama")
+    refused(run("check", "--source", source), "--source is what --family-file is held against")
+
+
+def test_a_family_file_that_transformers_knows_is_checked_by_the_laws(run, source, tmp_path):
+    """The built-in Llama, written out by hand under its own name."""
+    content = {
+        "family": "mine", "model_types": ["llama"], "norm_eps": "rms_norm_eps", "products": {"num_attention_heads": ["kv", "group"]},
+        "spaces": {name: {"size": s.size, "edit": list(s.edit), "admits": s.admits} for name, s in LLAMA.spaces.items()},
+        "top": dict(LLAMA.top), "layer": dict(LLAMA.layer),
+    }  # fmt: skip
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    status, out, err = run("check", "--family-file", file, "--source", source, "--operator", "direct-width", "--operator", "stack")
+    assert status == 0, err
+    assert "'mine' describes all 39 tensors" in out
+    assert "changes trains" in out
+    wrong = {**content, "spaces": {**content["spaces"], "hidden": {"size": "hidden_size", "edit": ["hidden_size"], "admits": "LayerNorm"}}}
+    file.write_text(yaml.safe_dump(wrong, sort_keys=False))
+    refused(run("check", "--family-file", file, "--source", source, "--operator", "direct-width"), "claims to preserve, and logits differ")
+
+
+def test_every_built_in_family_can_be_written_as_a_file(tmp_path):
+    from dataclasses import asdict
+
+    for arch in FAMILIES:
+        content = json.loads(json.dumps(asdict(arch)))
+        file = tmp_path / f"{arch.family}.yaml"
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+        assert load_family(file) == arch or json.loads(json.dumps(asdict(load_family(file)))) == content
+
+
+def test_knobs_on_the_command_line(run, source, tmp_path):
+    target = tmp_path / "target"
+    refused(run("grow", source, target, "--knob", "factor"), "--knob takes NAME=VALUE, not 'factor'")
+    refused(run("grow", source, target, "--operator", "direct-width", "--factor", "2"), "has no knob 'factor'")
+    refused(run("grow", source, target, "--optimizer", "keep"), "--optimizer takes reset, carry or fresh-new, not 'keep'")
+    refused(run("grow", source, target, "--optimizer", "carry"), "carries no optimizer state")
+    refused(run("grow", source, target, "--operator", "learn-depth"), "are not trained yet; run 'outgrow learn' first")
+    refused(
+        run("grow", source, target, "--operator", "direct-width", "--knob", "head=20"), "has no knob 'head'; it has: hidden, ffn, kv, group"
+    )
+    (tmp_path / "plan.json").write_text("[1]")
+    refused(run("grow", source, target, "--plan", tmp_path / "plan.json"), "not one that outgrow wrote")
+    refused(run("grow", source, target, "--plan", tmp_path / "plan.json", "--factor", "2"), "--plan says everything")
+    assert not target.exists()
+
+
+def test_learned_maps_from_the_command_line(run, corpus, tmp_path, monkeypatch):
+    from tests.recipes import TINY_RUN, write
+
+    monkeypatch.chdir(tmp_path)
+    config = write(tmp_path / "base.yaml", TINY_RUN, corpus=corpus, tokens=640)
+    out = run("train", config)[1]
+    checkpoint = out.strip().split("; ")[1]
+    (tmp_path / "data.yaml").write_text(f"{{corpus: {corpus}, vocab: 300, context: 16, validation_share: 0.1, validation_tokens: 256}}")
+    data = ("--data", "data.yaml", "--batch-tokens", "64")
+    status, out, err = run("learn", checkpoint, "plan.json", "--operator", "learn-depth", "--factor", "2", "--steps", "3", *data)
+    assert status == 0, err
+    assert "3 steps" in out
+    assert run("grow", checkpoint, "grown", "--plan", "plan.json")[0] == 0
+    receipt = json.loads((tmp_path / "grown" / "outgrow.json").read_text())
+    before = json.loads((tmp_path / checkpoint / "outgrow.json").read_text())
+    assert receipt["flops"] == before["flops"] + receipt["plan"]["flops"] > before["flops"]
+    refused(run("learn", checkpoint, "other.json", "--operator", "stack", *data), "'stack' has no maps to learn")
+    assert len(load_file(tmp_path / "grown" / "model.safetensors")) == 39
+
+
+def test_the_page_of_operators_says_what_is_measured_today(tmp_path):
+    """docs/operators.md is generated; its words (not its numbers' last digits) are those of a fresh measurement of two families."""
+    from pathlib import Path
+
+    from outgrow.growth.operators import OPERATORS
+
+    page = (Path(__file__).parents[1] / "docs" / "operators.md").read_text()
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    families = [name.strip() for name in table[0].strip("|").split("|")][1:]
+    assert families == list(TINY)
+    written = {
+        cells[0]: dict(zip(families, cells[1:], strict=True))
+        for cells in ([c.strip() for c in row.strip("|").split("|")] for row in table[1:])
+    }
+    assert list(written) == list(OPERATORS)
+    for operator in OPERATORS:
+        for family in ("llama", "opt"):
+            fresh = cell(check(operator, TINY[family])).split()
+            assert [w for w in fresh if "e-" not in w] == [w for w in written[operator][family].split() if "e-" not in w]
+        assert f"- `{operator}`: " in page
+    assert "BROKEN" not in page
+
+
+def test_cells_and_pages():
+    verdict = check("direct-width", TINY["llama"])
+    assert cell(verdict).endswith("trains dual")
+    assert "| direct-width | " in markdown({"direct-width": {"llama": verdict}})
+    assert cell(check("upcycle", TINY["gpt2"])) == "-"

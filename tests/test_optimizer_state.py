@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from outgrow.arch import arch_for
+from outgrow.checkpoint.grow import grow_directory
+from outgrow.checkpoint.huggingface import open_checkpoint
+from outgrow.errors import OutgrowError
+from outgrow.files import read_json
+from outgrow.growth.apply import Grown
+from outgrow.growth.operators import make_plan
+from outgrow.lab.check import behaviour
+from outgrow.lab.tiny import TINY, read_tensors, write_tiny
+
+from .conftest import ODD
+
+
+def with_state(directory, config=TINY["llama"], moments=("exp_avg", "exp_avg_sq")):
+    """A checkpoint with moments beside it, made of its own gradients as AdamW would have."""
+    write_tiny(directory, config)
+    gradients = behaviour(directory).gradients
+    values = {"exp_avg": gradients, "exp_avg_sq": {k: v**2 for k, v in gradients.items()}, "momentum_buffer": gradients}
+    for moment in moments:
+        kept = {k: v for k, v in values[moment].items() if moment != "momentum_buffer" or v.ndim > 1}
+        save_file(kept, directory / f"{moment}.safetensors", {"format": "pt"})
+    (directory / "training.json").write_text(json.dumps({"tokens": 100, "flops": 5.0, "steps": 7}))
+    return directory
+
+
+def plan_for(directory, text):
+    found = open_checkpoint(directory)
+    return make_plan(text, found.arch, found.config)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "olmo2", "phi3", "gpt2", "opt"])
+@pytest.mark.parametrize("text", ["hypercloning", "zero-depth", "staged-width"])
+def test_carried_moments_are_those_of_the_grown_models_own_gradients(tmp_path, family, text):
+    """After a preserving growth: the first moment is what the grown model's gradients would have given, the second its square."""
+    source = with_state(tmp_path / "source", TINY[family])
+    plan = plan_for(source, text)
+    grow_directory(source, tmp_path / "target", plan, optimizer="carry")
+    own = behaviour(tmp_path / "target").gradients
+    first, second = load_file(tmp_path / "target" / "exp_avg.safetensors"), load_file(tmp_path / "target" / "exp_avg_sq.safetensors")
+    assert set(first) == set(read_tensors(tmp_path / "target"))
+    checked = 0
+    for tensor in plan.grown_arch.tensors(plan.target_config):
+        if not plan.adds_nothing(tensor.layer):
+            np.testing.assert_allclose(first[tensor.name], own[tensor.name], atol=1e-10)
+            np.testing.assert_allclose(second[tensor.name], own[tensor.name] ** 2, atol=1e-10)
+            checked += 1
+    assert checked >= len(read_tensors(source)) - 4
+    assert read_json(tmp_path / "target" / "training.json")["steps"] == 7
+    assert read_json(tmp_path / "target" / "outgrow.json")["optimizer"] == "carry"
+
+
+def test_doubling_halves_the_first_moment_and_quarters_the_second(tmp_path):
+    """As staged training says, arXiv 2203.06211; here it follows from the dual lift."""
+    source = with_state(tmp_path / "source")
+    grow_directory(source, tmp_path / "target", plan_for(source, "staged-width"), optimizer="carry")
+    name = "model.layers.1.mlp.up_proj.weight"
+    for moment, share in (("exp_avg", 2), ("exp_avg_sq", 4)):
+        old, new = (load_file(tmp_path / folder / f"{moment}.safetensors")[name] for folder in ("source", "target"))
+        np.testing.assert_allclose(new, np.tile(old, (2, 2)) / share, rtol=1e-12)
+
+
+def test_new_entries_begin_at_zero_and_at_the_mean_of_the_second_moment(tmp_path):
+    """Zero with an old step count would take first steps of 3.2 times the learning rate (beta2 = .999)."""
+    source = with_state(tmp_path / "source")
+    name = "model.layers.1.mlp.up_proj.weight"
+    before = {moment: load_file(source / f"{moment}.safetensors")[name] for moment in ("exp_avg", "exp_avg_sq")}
+    for policy, text, kept in (("fresh-new", "direct-width(ffn=50)", 1.0), ("carry", "zero-width(ffn=50)", 1.0)):
+        target = tmp_path / policy
+        grow_directory(source, target, plan_for(source, text), optimizer=policy)
+        first, second = (load_file(target / f"{moment}.safetensors")[name] for moment in ("exp_avg", "exp_avg_sq"))
+        np.testing.assert_allclose(first[13:37], kept * before["exp_avg"][13:37])
+        assert not first[37:].any()
+        assert np.unique(second[37:]).size == 1
+        assert 0 < second[37, 0] < before["exp_avg_sq"].max()
+
+
+def test_fresh_layers_keep_the_old_layers_state(tmp_path):
+    source = with_state(tmp_path / "source")
+    grow_directory(source, tmp_path / "fresh", plan_for(source, "stack(factor=2)"), optimizer="fresh-new")
+    grow_directory(source, tmp_path / "carry", plan_for(source, "stack(factor=2)"), optimizer="carry")
+    old = load_file(source / "exp_avg.safetensors")
+    fresh, carry = (load_file(tmp_path / name / "exp_avg.safetensors") for name in ("fresh", "carry"))
+    lower, upper = "model.layers.1.mlp.up_proj.weight", "model.layers.5.mlp.up_proj.weight"
+    np.testing.assert_array_equal(fresh[lower], old[lower])
+    assert not fresh[upper].any()
+    np.testing.assert_array_equal(carry[upper], old[lower])
+    assert load_file(tmp_path / "fresh" / "exp_avg_sq.safetensors")[upper].min() > 0
+
+
+@pytest.mark.parametrize(
+    "text", ["random-depth", "msg(hidden=36, ffn=50, layers=6)", "expand(layers=6, weights='random')", "random-width(ffn=50)"]
+)
+@pytest.mark.parametrize("policy", ["carry", "fresh-new"])
+def test_every_operator_gives_every_tensor_a_state(tmp_path, text, policy):
+    source = with_state(tmp_path / "source")
+    grow_directory(source, tmp_path / "target", plan_for(source, text), optimizer=policy)
+    shapes = {name: array.shape for name, array in read_tensors(tmp_path / "target").items()}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        found = load_file(tmp_path / "target" / f"{moment}.safetensors")
+        assert {name: array.shape for name, array in found.items()} == shapes
+        assert all(np.isfinite(array).all() for array in found.values())
+        assert moment == "exp_avg" or all(array.min() >= 0 for array in found.values())
+
+
+def test_muons_momentum_covers_the_matrices_and_moves_as_gradients_do(tmp_path):
+    source = with_state(tmp_path / "source", moments=("momentum_buffer",))
+    plan = plan_for(source, "direct-width(hidden=36, kv=4), stack(factor=2)")
+    grow_directory(source, tmp_path / "target", plan, optimizer="carry")
+    found = load_file(tmp_path / "target" / "momentum_buffer.safetensors")
+    assert set(found) == {tensor.name for tensor in plan.arch.tensors(plan.target_config) if tensor.spec.decays}
+    momentum = load_file(source / "momentum_buffer.safetensors")
+    width = Grown(plan_for(source, "direct-width(hidden=36, kv=4)"), momentum.__getitem__)
+    name = "model.layers.2.self_attn.q_proj.weight"
+    np.testing.assert_allclose(found["model.layers.6.self_attn.q_proj.weight"], width.state(name, "gradient", "carry"))
+
+
+def test_reset_leaves_the_state_behind(tmp_path):
+    source = with_state(tmp_path / "source")
+    grow_directory(source, tmp_path / "target", plan_for(source, "stack"))
+    assert sorted(path.name for path in (tmp_path / "target").iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "outgrow.json",
+    ]
+
+
+def test_what_cannot_be_carried_is_said(tmp_path):
+    write_tiny(tmp_path / "bare", TINY["llama"])
+    with pytest.raises(OutgrowError, match=r"carries no optimizer state to carry; use --optimizer reset"):
+        grow_directory(tmp_path / "bare", tmp_path / "target", plan_for(tmp_path / "bare", "stack"), optimizer="carry")
+    source = with_state(tmp_path / "source")
+    with pytest.raises(OutgrowError, match=r"no law moves optimizer state through the learned maps of 'learn-depth'"):
+        grow_directory(source, tmp_path / "target", plan_for(source, "learn-depth"), optimizer="carry")
+    (source / "exp_avg.safetensors").write_bytes(b"junk")
+    with pytest.raises(OutgrowError, match=r"exp_avg\.safetensors' is truncated"):
+        grow_directory(source, tmp_path / "target", plan_for(source, "stack"), optimizer="carry")
+    assert not (tmp_path / "target").exists()
+
+
+def test_state_of_other_shapes_is_refused(tmp_path):
+    source = with_state(tmp_path / "source")
+    state = load_file(source / "exp_avg.safetensors")
+    state["model.norm.weight"] = np.zeros(3)
+    save_file(state, source / "exp_avg.safetensors", {"format": "pt"})
+    with pytest.raises(OutgrowError, match=r"'model\.norm\.weight' in '.*exp_avg.safetensors' has shape \[3\], and the weight has \[24\]"):
+        grow_directory(source, tmp_path / "target", plan_for(source, "stack"), optimizer="carry")
+
+
+def test_adam_goes_on_with_carried_state_as_the_law_says():
+    """Two AdamW trajectories, base and tiled: with the dual lift's m and v the tiled one takes the lifted steps of an Adam whose
+    epsilon is negligible; the step counter is the source's."""
+    config = {**ODD, "num_hidden_layers": 1}
+    arch = arch_for(config)
+    plan = make_plan("hypercloning", arch, config)
+    generator = np.random.default_rng(0)
+    gradient = {name: generator.normal(size=shape) for name, shape in arch.shapes(config).items()}
+    m = {name: torch.tensor(value) for name, value in gradient.items()}
+    v = {name: torch.tensor(value**2) for name, value in gradient.items()}
+    grown_m, grown_v = Grown(plan, m.__getitem__), Grown(plan, v.__getitem__)
+    for name in grown_m.tensors:
+        step = grown_m.state(name, "gradient", "carry") / grown_v.state(name, "square", "carry").sqrt()
+        torch.testing.assert_close(step.abs(), torch.ones_like(step))
