@@ -411,6 +411,18 @@ def test_upcycling_a_model_with_biases_is_refused():
         planned("upcycle", {**ODD, "attention_bias": True})
 
 
+def test_upcycling_says_what_the_source_left_to_its_defaults():
+    """Mixtral's own defaults differ from Llama's: an eps of 1e-5 and a rotary base of 1e6."""
+    bare = {key: value for key, value in TINY["mistral"].items() if key not in ("rms_norm_eps", "sliding_window")}
+    grown = planned("upcycle", bare, experts=4).target_config
+    assert (grown["rms_norm_eps"], grown["rope_theta"], grown["sliding_window"]) == (1e-6, 10000.0, 4096)
+    told = planned("upcycle", {**TINY["mistral"], "rope_parameters": {"rope_theta": 7.0}}).target_config
+    assert "rope_theta" not in told
+    assert told["sliding_window"] is None
+    with pytest.raises(OutgrowError, match="attend to a sliding window"):
+        planned("upcycle", {**TINY["qwen3"], "layer_types": ["sliding_attention"] * 4})
+
+
 def test_growing_from_an_incomplete_source_names_the_tensor():
     with pytest.raises(OutgrowError, match=r"no tensor 'model\.embed_tokens\.weight'"):
         dict(grow(planned("stack", factor=2), {}))

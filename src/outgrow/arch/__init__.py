@@ -29,8 +29,9 @@ def arch_for(config: Config, families: Iterable[Arch] = FAMILIES) -> Arch:
     """The family that a config.json belongs to, by its `model_type`."""
     model_type = config.get("model_type")
     known: dict[str, Arch] = {}
-    for arch in families:  # the first that knows a name describes it: a user's own comes before the built-in ones
-        known = {**dict.fromkeys(arch.model_types, arch), **known}
+    for arch in families:
+        for name in arch.model_types:
+            known.setdefault(name, arch)  # the first describes it: a user's own comes before the built-in ones
     if not isinstance(model_type, str):
         raise OutgrowError(f"the config has no 'model_type'; known architectures: {', '.join(known)}")
     if model_type not in known:

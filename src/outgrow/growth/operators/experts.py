@@ -26,6 +26,8 @@ def upcycle(arch: Arch, config: Config, experts: int = 8, chosen: int = 2, seed:
         raise OutgrowError(f"{arch.family} has no family of experts to become; these have: {', '.join(_TARGETS)}")
     if not 1 <= chosen <= experts or experts < 2:
         raise OutgrowError(f"upcycle sends a token to 1 to {experts} of at least 2 experts, not to {chosen}")
+    if "sliding_attention" in arch.kinds(config):
+        raise OutgrowError(f"{_TARGETS[arch.family][0]} has layers of one kind, and some of the source's attend to a sliding window")
     biased = [key for key in ("attention_bias", "mlp_bias") if arch.family == "llama" and arch.get(config, key)]
     if biased:
         raise OutgrowError(f"the target family has no biases, and the source's '{biased[0]}' is true; upcycle cannot keep them")
@@ -36,6 +38,7 @@ def upcycle(arch: Arch, config: Config, experts: int = 8, chosen: int = 2, seed:
         "model_type": family, "architectures": ["MixtralForCausalLM" if family == "mixtral" else "Qwen3MoeForCausalLM"],
         target.spaces["expert"].edit[0]: experts, "num_experts_per_tok": chosen,
     }  # fmt: skip
+    edits |= _said(arch, config)
     if family == "qwen3_moe":
         edits |= {
             "moe_intermediate_size": arch.sizes(config)["ffn"],
@@ -47,6 +50,16 @@ def upcycle(arch: Arch, config: Config, experts: int = 8, chosen: int = 2, seed:
         "upcycle", {"experts": experts, "chosen": chosen, "seed": seed}, arch, config, as_they_are(arch, config),
         Claims(preserves=True, trains=True), "arXiv:2212.05055", target_arch=target, keys=keys, config=edits, seed=seed,
     )  # fmt: skip
+
+
+def _said(arch: Arch, config: Config) -> dict[str, object]:
+    """What the source leaves to its family's defaults, said, since the target's family has others."""
+    defaults: dict[str, object] = {"rms_norm_eps": arch.get(config, "rms_norm_eps")}
+    if not config.keys() & {"rope_theta", "rope_parameters"}:
+        defaults["rope_theta"] = 10000.0
+    if config.get("model_type") == "mistral":
+        defaults["sliding_window"] = 4096
+    return {key: value for key, value in defaults.items() if key not in config}
 
 
 def more_experts(arch: Arch, config: Config, factor: int = 2) -> GrowthPlan:
