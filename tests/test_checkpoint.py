@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from outgrow.arch import LLAMA
 from outgrow.checkpoint import grow as growing
+from outgrow.checkpoint import writing
 from outgrow.checkpoint.describe import checkpoint_facts, plan_lines
 from outgrow.checkpoint.grow import grow_directory
 from outgrow.checkpoint.huggingface import INDEX, SINGLE, open_checkpoint
@@ -71,7 +72,13 @@ def test_bytes_do_not_depend_on_how_the_source_was_sharded(make_checkpoint, tmp_
     for name, shard in (("one", "5GB"), ("many", "8KB")):
         source = make_checkpoint(name, shard)
         grow_directory(source, tmp_path / f"{name}-grown", plan_for(source))
-        outputs.append({path.name: path.read_bytes() for path in (tmp_path / f"{name}-grown").iterdir() if path.name != "outgrow.json"})
+        outputs.append(
+            {
+                path.name: path.read_bytes()
+                for path in (tmp_path / f"{name}-grown").iterdir()
+                if path.name not in ("outgrow.json", "README.md")
+            }
+        )
     assert outputs[0] == outputs[1]
 
 
@@ -117,7 +124,8 @@ def test_side_files_travel_and_weights_and_state_do_not(make_checkpoint, tmp_pat
         (source / name).write_text("{}")
     grow_directory(source, tmp_path / "target", plan_for(source))
     assert {path.name for path in (tmp_path / "target").iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "outgrow.json", "tokenizer.json", "chat_template.jinja", "LICENSE",
+        "config.json", "generation_config.json", "model.safetensors", "outgrow.json", "README.md", "tokenizer.json", "chat_template.jinja",
+        "LICENSE",
     }  # fmt: skip
 
 
@@ -283,10 +291,10 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(make_checkpoint, tmp_path, m
     source = make_checkpoint()
     before = set(os.listdir(tmp_path))
 
-    def full(stored, file):
+    def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(growing, "_copy_range", full)
+    monkeypatch.setattr(writing, "copy_range", full)
     with pytest.raises(OSError, match="No space left"):
         grow_directory(source, tmp_path / "target", plan_for(source))
     assert set(os.listdir(tmp_path)) == before

@@ -126,12 +126,8 @@ def test_muons_momentum_covers_the_matrices_and_moves_as_gradients_do(tmp_path):
 def test_reset_leaves_the_state_behind(tmp_path):
     source = with_state(tmp_path / "source")
     grow_directory(source, tmp_path / "target", plan_for(source, "stack"))
-    assert sorted(path.name for path in (tmp_path / "target").iterdir()) == [
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "outgrow.json",
-    ]
+    found = sorted(path.name for path in (tmp_path / "target").iterdir())
+    assert found == ["README.md", "config.json", "generation_config.json", "model.safetensors", "outgrow.json"]
 
 
 def test_what_cannot_be_carried_is_said(tmp_path):

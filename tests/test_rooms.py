@@ -23,6 +23,7 @@ MAY = {
     "data": {"errors", "config", "files"},
     "training": {"errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data"},
     "extensions": {"errors", "config", "arch", "growth"},
+    "api": {"errors", "arch", "checkpoint", "growth"},
     "lab": {"extensions", "errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data", "training"},
 }
 

@@ -6,6 +6,8 @@ import ast
 import errno
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,8 +69,8 @@ def train(
 
 @app.command()
 def grow(
-    source: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint directory; only read.")],
-    target: Annotated[Path, typer.Argument(help="The directory to write; must not exist.")],
+    source: Annotated[str, typer.Argument(help="A checkpoint directory, a safetensors file or a hub id; only read.")],
+    target: Annotated[Path, typer.Argument(help="The directory to write.")],
     operator: Operators = None,
     factor: Factor = None,
     layers: Annotated[str | None, typer.Option(help="A layer list, 0-5,0-5,2-5 from 0 or the paper's 12-3456*5-56 from 1.")] = None,
@@ -77,7 +79,9 @@ def grow(
     family_file: FamilyFile = None,
     plan: Annotated[Path | None, typer.Option(help="A plan (JSON) in place of an operator, such as 'outgrow learn' writes.")] = None,
     optimizer: Annotated[str, typer.Option(help="The optimizer's state beside the weights: reset, carry or fresh-new.")] = "reset",
+    dtype: Annotated[str | None, typer.Option(help="Store all weights as float32, bfloat16, ...; each keeps its own if not given.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that stands at the target.")] = False,
     measure: Annotated[bool, typer.Option(help="Measure the logit difference for the receipt, where memory allows.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
 ) -> None:
@@ -88,12 +92,14 @@ def grow(
     """
     from outgrow.checkpoint.describe import plan_lines, receipt_lines
     from outgrow.checkpoint.grow import grow_directory
+    from outgrow.checkpoint.hub import local
     from outgrow.checkpoint.huggingface import open_checkpoint
     from outgrow.files import read_json
     from outgrow.growth.plan import GrowthPlan
 
     families = _families(family_file)
-    checkpoint = open_checkpoint(source, families)
+    place = local(source)
+    checkpoint = open_checkpoint(place, families)
     if plan:
         if operator or factor is not None or layers or knob:
             raise OutgrowError("--plan says everything; give it alone, without --operator, --factor, --layers or --knob")
@@ -107,9 +113,25 @@ def grow(
     if dry_run:
         print("\n".join(plan_lines(made)))
         return
-    grow_directory(source, target, made, _bytes(max_shard_size), optimizer, measure=_measure() if measure else None, families=families)
+    measuring = _measure() if measure else None
+    with _bar() as progress:
+        grow_directory(place, target, made, _bytes(max_shard_size), optimizer, dtype, overwrite, progress, measuring, families)
     print("\n".join([*plan_lines(made, every_tensor=False), *receipt_lines(target)]))
     print(f"written to {target}")
+
+
+@app.command()
+def verify(
+    target: Annotated[Path, typer.Argument(help="A directory that outgrow has grown.")],
+    source: Annotated[str, typer.Option(help="What it was grown from: a directory, a file or a hub id.")],
+    family_file: FamilyFile = None,
+) -> None:
+    """Prove that every tensor of a grown checkpoint is, byte for byte, what its stored plan makes of its source."""
+    from outgrow.checkpoint.hub import local
+    from outgrow.checkpoint.verify import verify as verified
+
+    count = verified(target, local(source), _families(family_file))
+    print(f"{target}: all {count} tensors are what the plan makes of {source}")
 
 
 @app.command()
@@ -187,15 +209,16 @@ def report(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint directory.")],
+    path: Annotated[str, typer.Argument(help="A checkpoint directory, a safetensors file or a hub id.")],
     context: Annotated[int, typer.Option(min=1, help="Tokens of context for the FLOPs.")] = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what a checkpoint is: family, sizes, parameters, FLOPs, dtypes, files, lineage."""
     from outgrow.checkpoint.describe import checkpoint_facts
+    from outgrow.checkpoint.hub import local
     from outgrow.checkpoint.huggingface import open_checkpoint
 
-    facts = checkpoint_facts(open_checkpoint(path), context)
+    facts = checkpoint_facts(open_checkpoint(local(path)), context)
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
@@ -275,6 +298,18 @@ def _families(file: Path | None) -> Any:
     from outgrow.extensions import load_family
 
     return (load_family(file), *FAMILIES)
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    """A progress bar on a terminal, for what takes longer than a moment; yields what is told (bytes done, bytes in all)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _measure() -> Any:

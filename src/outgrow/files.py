@@ -14,12 +14,13 @@ from outgrow.errors import OutgrowError
 
 
 @contextmanager
-def new_directory(target: Path) -> Generator[Path, None, None]:
+def new_directory(target: Path, replace: bool = False) -> Generator[Path, None, None]:
     """Yields a temporary sibling of `target` that becomes `target` when the block ends well, and vanishes when not.
 
-    A process that is killed leaves a hidden `.NAME.partial-…` folder, never a `target`; the next call removes it.
+    A process that is killed leaves a hidden `.NAME.partial-…` folder, never half a `target`; the next call removes it. With
+    `replace` a directory that stands there is moved aside last of all, and then removed.
     """
-    if target.exists():
+    if target.exists() and not replace:
         raise OutgrowError(f"'{target}' exists already; remove it or choose another place")
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
@@ -29,7 +30,13 @@ def new_directory(target: Path) -> Generator[Path, None, None]:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             flush(path)
-        temporary.rename(target)
+        if replace and target.exists():
+            before = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+            target.rename(before)
+            temporary.rename(target)
+            shutil.rmtree(before)
+        else:
+            temporary.rename(target)
         flush(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -253,7 +253,7 @@ def _at(axis: int, indices: Indices) -> tuple[Any, ...]:
 
 
 def _times(array: Any, factor: Floats, axis: int) -> Any:
+    """Scales an array of ours in place: large ones should not be held twice."""
     factor = np.expand_dims(factor, [a for a in range(array.ndim) if a != axis])
-    if hasattr(array, "new_tensor"):  # torch, without importing it
-        return array * array.new_tensor(factor)
-    return array * factor.astype(array.dtype)
+    array *= array.new_tensor(factor) if hasattr(array, "new_tensor") else factor.astype(array.dtype)  # torch, without importing it
+    return array

@@ -61,14 +61,21 @@ class Checkpoint:
 
 
 def open_checkpoint(directory: Path, families: Iterable[Arch] = FAMILIES) -> Checkpoint:
-    """Reads config.json and every header of a directory, and checks names and shapes against the architecture."""
+    """Reads config.json and every header of a directory, and checks names and shapes against the architecture.
+
+    Args:
+        directory: a Hugging Face directory, or one safetensors file with its config.json beside it.
+        families: the architectures that may be read.
+    """
+    file = directory if directory.is_file() else None
+    directory = directory.parent if file else directory
     if not directory.is_dir():
         raise OutgrowError(f"there is no directory '{directory}'; give a Hugging Face checkpoint directory")
     config = read_json(directory / CONFIG)
     if not isinstance(config, dict):
         raise OutgrowError(f"'{directory / CONFIG}' must hold a JSON object")
     arch = arch_for(config, families)
-    tensors = stored_tensors(directory, arch)
+    tensors = stored_tensors(file or directory, arch)
     if arch.layers(config) > len(tensors):
         raise OutgrowError(f"config.json of '{directory}' says {arch.layers(config):,} layers, and its files hold {len(tensors)} tensors")
     expected = arch.shapes(config)
@@ -83,8 +90,9 @@ def open_checkpoint(directory: Path, families: Iterable[Arch] = FAMILIES) -> Che
 
 
 def stored_tensors(directory: Path, arch: Arch) -> dict[str, Stored]:
-    """Every tensor in a directory's weight files, named as in a file that was saved with the output head."""
-    tensors, prefix = _stored(directory), arch.backbone_prefix
+    """Every tensor in a directory's weight files, or in one file, named as in a file that was saved with the output head."""
+    tensors = stored_in(directory) if directory.is_file() else _stored(directory)
+    prefix = arch.backbone_prefix
     if not prefix or any(name.startswith(prefix) for name in tensors):
         return tensors
     return {name if name in arch.top else prefix + name: stored for name, stored in tensors.items()}

@@ -1,0 +1,91 @@
+"""The Python API: growing from directory to directory, and growing arrays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from outgrow.arch import FAMILIES, Arch, Config, arch_for
+from outgrow.checkpoint.grow import MAX_SHARD_BYTES, Measure, grow_directory
+from outgrow.checkpoint.hub import local
+from outgrow.checkpoint.huggingface import open_checkpoint
+from outgrow.growth.apply import Grown, Policy
+from outgrow.growth.apply import grow as grow_arrays
+from outgrow.growth.operators import OPERATORS, Operator, make_plan
+from outgrow.growth.plan import GrowthPlan
+
+
+def plan(
+    config: Config,
+    operator: str = "stack",
+    knobs: Mapping[str, Any] | None = None,
+    *,
+    operators: Mapping[str, Operator] = OPERATORS,
+    families: Iterable[Arch] = FAMILIES,
+) -> GrowthPlan:
+    """The growth plan of an operator for a model's config.json.
+
+    Args:
+        config: the config, as a mapping; `model.config.to_dict()` is one.
+        operator: a name, or several with their knobs: `"stack(factor=2), direct-width(hidden=2048)"`.
+        knobs: those of a single operator that is named without any.
+        operators, families: what is known, your own among it.
+
+    Raises:
+        OutgrowError: a knob, a size or a layer list that the operator or the family does not admit.
+    """
+    return make_plan(operator, arch_for(config, families), config, knobs, operators)
+
+
+def grow(
+    source: str | Path,
+    target: str | Path,
+    operator: str | GrowthPlan = "stack",
+    knobs: Mapping[str, Any] | None = None,
+    *,
+    optimizer: Policy = "reset",
+    dtype: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+    measure: Measure | None = None,
+    operators: Mapping[str, Operator] = OPERATORS,
+    families: Iterable[Arch] = FAMILIES,
+) -> GrowthPlan:
+    """Grows a checkpoint from one directory to another at disk speed, in bounded memory; returns the plan.
+
+    Args:
+        source: a Hugging Face directory, a safetensors file with its config.json beside it, or a hub id. Only read.
+        target: the directory to write; it appears whole or not at all.
+        operator, knobs: as for `plan`, or a plan.
+        optimizer: what becomes of optimizer state beside the weights.
+        dtype: torch's name of a float type for all weights; each keeps its own if None.
+        max_shard_bytes: largest bytes of tensors in one file.
+        overwrite: replace a checkpoint that stands at `target`.
+        measure: such as `outgrow.models.measure.measured`, for the receipt.
+        operators, families: what is known, your own among it.
+
+    Raises:
+        OutgrowError: one sentence that names the thing and the way out; nothing is left at `target`.
+    """
+    families = tuple(families)
+    place = local(str(source))
+    made = operator if isinstance(operator, GrowthPlan) else plan(
+        open_checkpoint(place, families).config, operator, knobs, operators=operators, families=families
+    )  # fmt: skip
+    grow_directory(place, Path(target), made, max_shard_bytes, optimizer, dtype, overwrite, measure=measure, families=families)
+    return made
+
+
+def grow_state(growth: GrowthPlan, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The grown weights, name -> array, from those of the source: numpy arrays or torch tensors, computed in their own dtype.
+
+    Names and shapes are those on disk. A pure copy is the source's own array, not a clone.
+    """
+    return dict(grow_arrays(growth, weights))
+
+
+def grow_moments(growth: GrowthPlan, moments: Mapping[str, Any], *, squares: bool = False, policy: Policy = "carry") -> dict[str, Any]:
+    """Grown optimizer moments, name -> array: first moments or momentum, or second moments with `squares`."""
+    grown = Grown(growth, moments.__getitem__)
+    return {name: grown.state(name, "square" if squares else "gradient", policy) for name in grown.tensors}

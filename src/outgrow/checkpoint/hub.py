@@ -1,0 +1,36 @@
+"""Checkpoints by their id on the Hugging Face hub, through its own cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from outgrow.errors import OutgrowError
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "README.md"]
+
+
+def local(source: str) -> Path:
+    """The place of a source on this machine: a path that exists, or a hub id, `owner/name` or `owner/name@revision`.
+
+    What the cache lacks is downloaded; pickled weights are not.
+    """
+    if Path(source).exists() or not _ID.fullmatch(source):
+        return Path(source)
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ModuleNotFoundError:
+        raise OutgrowError(f"there is no '{source}' here; to look for it on the hub, pip install 'outgrow[train]'") from None
+    name, _, revision = source.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FILES))
+    except LocalEntryNotFoundError:
+        raise OutgrowError(
+            f"there is no '{source}' here or in the hub's cache, and the hub cannot be reached; give a local directory"
+        ) from None
+    except HfHubHTTPError as error:
+        raise OutgrowError(f"the hub does not give '{source}': {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise OutgrowError(f"there is no '{source}' here, and the hub cannot be reached ({error}); give a local directory") from None

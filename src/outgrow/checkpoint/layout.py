@@ -1,0 +1,104 @@
+"""Which file every tensor of a grown checkpoint goes to, and where in it: settled before the first byte is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outgrow.checkpoint.huggingface import Checkpoint, Stored, shard_name, shards
+from outgrow.checkpoint.optimizer_state import CLOCK, MOMENTS, grown_names, moment_file, stored_moments
+from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, Entry, write_header
+from outgrow.errors import OutgrowError
+from outgrow.growth.apply import Grown, Policy
+from outgrow.growth.plan import GrowthPlan
+
+# dtype on disk -> its name in torch and in config.json, for those that growth computes in
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file, laid out before a byte is written.
+
+    Attributes:
+        name: of the file.
+        header: its first bytes.
+        entries: tensor name -> its type, shape and place in the file.
+        copied: tensor name -> the stored tensor whose bytes it is, for those that are pure copies.
+        compute: makes any other tensor, as a torch tensor.
+    """
+
+    name: str
+    header: bytes
+    entries: Mapping[str, Entry]
+    copied: Mapping[str, Stored]
+    compute: Callable[[str], Any]
+
+    @property
+    def bytes(self) -> int:
+        return len(self.header) + sum(entry.bytes for entry in self.entries.values())
+
+
+def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype: str | None = None) -> list[Shard]:
+    """The weight files. Within a file wider types come first, so that every tensor is aligned.
+
+    Args:
+        checkpoint: the source.
+        plan: made for its config.
+        largest: bytes of tensors in one file, at most.
+        dtype: one of `FLOATS` for all tensors; each keeps its own if None.
+    """
+    grown = Grown(plan, lambda name: checkpoint.tensors[name].read())
+    shapes = plan.grown_arch.shapes(plan.target_config)
+    own = {name: checkpoint.tensors[grown.reference(name)].entry.dtype for name in grown.tensors}
+    copied: dict[str, Stored] = {}
+    for name in grown.tensors:
+        source = grown.copied_from(name)
+        if source is not None and dtype in (None, own[name]):
+            copied[name] = checkpoint.tensors[source]
+        elif own[name] not in FLOATS:
+            raise OutgrowError(f"'{name}' is stored as {own[name]}, in which growth cannot compute; save the model in bf16 first")
+    files = shards({name: (dtype or own[name], shape) for name, shape in shapes.items()}, largest)
+    laid_out: list[Shard] = []
+    for number, tensors in enumerate(files):
+        aligned = dict(sorted(tensors.items(), key=lambda item: -DTYPE_BYTES[item[1][0]]))
+        header, entries = write_header(aligned)
+        here = {name: copied[name] for name in entries if name in copied}
+        laid_out.append(Shard(shard_name(number, len(files)), header, entries, here, grown.weight))
+    return laid_out
+
+
+def moment_shards(checkpoint: Checkpoint, plan: GrowthPlan, policy: Policy) -> list[Shard]:
+    """The files of the optimizer's state."""
+    found = stored_moments(checkpoint.directory)
+    if not found or not (checkpoint.directory / CLOCK).exists():
+        raise OutgrowError(f"'{checkpoint.directory}' carries no optimizer state to {policy}; use --optimizer reset")
+    shapes = plan.grown_arch.shapes(plan.target_config)
+    files: list[Shard] = []
+    for moment, stored in found.items():
+        _same_shapes(checkpoint, stored)
+        grown = Grown(plan, lambda name, stored=stored: stored[name].read())
+        tensors = {name: (stored[grown.reference(name)].entry.dtype, shapes[name]) for name in grown_names(grown, stored)}
+
+        def compute(name: str, grown: Grown = grown, moment: str = moment) -> Any:
+            return grown.state(name, MOMENTS[moment], policy)
+
+        files.append(Shard(moment_file(Path(), moment).name, *write_header(tensors), {}, compute))
+    return files
+
+
+def bytes_of(tensor: Any, dtype: str) -> Any:
+    """A computed torch tensor, cast once to the type it is stored as, as a buffer."""
+    import torch
+
+    return tensor.to(getattr(torch, FLOATS[dtype])).contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _same_shapes(checkpoint: Checkpoint, stored: Mapping[str, Stored]) -> None:
+    for name, one in stored.items():
+        weight = checkpoint.tensors.get(name)
+        if weight and weight.entry.shape != one.entry.shape:
+            shapes = f"has shape {list(one.entry.shape)}, and the weight has {list(weight.entry.shape)}"
+            raise OutgrowError(f"'{name}' in '{one.path}' {shapes}; use --optimizer reset")

@@ -1,0 +1,121 @@
+"""Writes laid-out files: copies as byte ranges inside the kernel, several at a time, while computed tensors are made one by one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+from outgrow.checkpoint.huggingface import Stored
+from outgrow.checkpoint.layout import Shard, bytes_of
+from outgrow.checkpoint.safetensors_file import Entry
+from outgrow.errors import OutgrowError
+
+THREADS = 2  # copies in flight: a file takes one writer at a time, and one waits on the disk
+_RANGE = 1 << 26  # bytes of one job
+_FLUSH_SECONDS = 0.2
+_BLOCK = 1 << 20  # bytes that pass through this process where the kernel cannot copy by itself
+_CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+Progress = Callable[[int, int], None]
+
+
+def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> None:
+    """Writes every file of a layout and forces it to the disk; the bytes do not depend on threads or order."""
+    total = sum(shard.bytes for shard in shards)
+    done = 0
+    lock = threading.Lock()
+
+    def report(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            progress(done, total)
+
+    files = {shard.name: os.open(directory / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666) for shard in shards}
+    try:
+        with ThreadPoolExecutor(THREADS) as pool, _flushing(files.values()):
+            jobs: list[Future[None]] = []
+            try:
+                for shard in shards:
+                    os.truncate(files[shard.name], shard.bytes)
+                    _write_at(files[shard.name], memoryview(shard.header), 0)
+                    for name, stored in shard.copied.items():
+                        jobs += _copies(pool, files[shard.name], stored, shard.entries[name], report)
+                for shard in shards:
+                    for name in shard.entries.keys() - shard.copied.keys():
+                        entry = shard.entries[name]
+                        _write_at(files[shard.name], memoryview(bytes_of(shard.compute(name), entry.dtype)), entry.begin)
+                        report(entry.bytes)
+                for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+                    job.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        for file in files.values():
+            os.fsync(file)
+    finally:
+        for file in files.values():
+            os.close(file)
+
+
+def copy_range(stored: Stored, offset: int, count: int, file: int, place: int) -> None:
+    """Copies bytes of a stored tensor to a place in an open file; they are never decoded."""
+    source = os.open(stored.path, os.O_RDONLY)
+    try:
+        begin = stored.entry.begin + offset
+        while count:
+            copied = _copy_some(source, begin, count, file, place)
+            if not copied:
+                raise OutgrowError(f"'{stored.path}' became shorter while it was read")
+            begin, place, count = begin + copied, place + copied, count - copied
+    finally:
+        os.close(source)
+
+
+@contextmanager
+def _flushing(files: Iterable[int]) -> Generator[None, None, None]:
+    """Sends what is written on to the disk all the while, so that the last flush has little left."""
+    stop = threading.Event()
+
+    def flush() -> None:
+        while not stop.wait(_FLUSH_SECONDS):
+            for file in files:
+                os.fdatasync(file)
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _copies(pool: ThreadPoolExecutor, file: int, stored: Stored, entry: Entry, report: Callable[[int], None]) -> list[Future[None]]:
+    def job(offset: int) -> None:
+        count = min(_RANGE, entry.bytes - offset)
+        copy_range(stored, offset, count, file, entry.begin + offset)
+        report(count)
+
+    return [pool.submit(job, offset) for offset in range(0, entry.bytes, _RANGE)]
+
+
+def _copy_some(source: int, begin: int, count: int, file: int, place: int) -> int:
+    """Copies up to `count` bytes and says how many: inside the kernel where it can, through this process otherwise."""
+    try:
+        return os.copy_file_range(source, file, count, begin, place)
+    except (OSError, AttributeError) as error:  # other file systems, older kernels, other systems than Linux
+        if isinstance(error, OSError) and error.errno not in _CANNOT:
+            raise
+        return os.pwrite(file, os.pread(source, min(count, _BLOCK), begin), place)
+
+
+def _write_at(file: int, data: memoryview, place: int) -> None:
+    data = data.cast("B")
+    while data:
+        written = os.pwrite(file, data[:_RANGE], place)
+        data, place = data[written:], place + written
