@@ -27,13 +27,13 @@ class Stored:
     entry: Entry
     name: str
 
-    def read(self) -> Any:
-        """The tensor as a torch tensor, in fp32 for arithmetic (float64 if it is float64)."""
+    def read(self, rows: slice = slice(None)) -> Any:
+        """The tensor, or some of its rows, as a torch tensor, in fp32 for arithmetic (float64 if it is float64)."""
         import torch
         from safetensors import safe_open
 
         with safe_open(self.path, framework="pt") as file:
-            tensor = file.get_tensor(self.name)
+            tensor = file.get_tensor(self.name) if rows == slice(None) else file.get_slice(self.name)[rows]
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

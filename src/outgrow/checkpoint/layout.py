@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from outgrow.checkpoint.huggingface import Checkpoint, Stored, shard_name, shards
 from outgrow.checkpoint.optimizer_state import CLOCK, MOMENTS, grown_names, moment_file, stored_moments
-from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, Entry, write_header
+from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, Entry, entry_bytes, write_header
 from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown, Policy
 from outgrow.growth.plan import GrowthPlan
 
 # dtype on disk -> its name in torch and in config.json, for those that growth computes in
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+_PIECE = 1 << 26  # bytes in fp32 of the rows that are made at once, where rows can be made apart
+
+
+@dataclass
+class _Window:
+    """The rows of the source that are read now."""
+
+    rows: slice = field(default_factory=lambda: slice(None))
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,14 @@ class Shard:
         header: its first bytes.
         entries: tensor name -> its type, shape and place in the file.
         copied: tensor name -> the stored tensor whose bytes it is, for those that are pure copies.
-        compute: makes any other tensor, as a torch tensor.
+        compute: makes any other tensor, as torch tensors of rows, one after another.
     """
 
     name: str
     header: bytes
     entries: Mapping[str, Entry]
     copied: Mapping[str, Stored]
-    compute: Callable[[str], Any]
+    compute: Callable[[str], Iterator[Any]]
 
     @property
     def bytes(self) -> int:
@@ -50,7 +60,8 @@ def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype:
         largest: bytes of tensors in one file, at most.
         dtype: one of `FLOATS` for all tensors; each keeps its own if None.
     """
-    grown = Grown(plan, lambda name: checkpoint.tensors[name].read())
+    window = _Window()
+    grown = Grown(plan, lambda name: checkpoint.tensors[name].read(window.rows))
     shapes = plan.grown_arch.shapes(plan.target_config)
     own = {name: checkpoint.tensors[grown.reference(name)].entry.dtype for name in grown.tensors}
     copied: dict[str, Stored] = {}
@@ -60,13 +71,22 @@ def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype:
             copied[name] = checkpoint.tensors[source]
         elif own[name] not in FLOATS:
             raise OutgrowError(f"'{name}' is stored as {own[name]}, in which growth cannot compute; save the model in bf16 first")
+
+    def compute(name: str) -> Iterator[Any]:
+        rows = shapes[name][0]
+        apart = grown.has_rows_apart(name)
+        step = max(1, _PIECE // (entry_bytes("F32", shapes[name]) // rows)) if apart else rows
+        for begin in range(0, rows, step):
+            window.rows = slice(begin, min(begin + step, rows)) if apart else slice(None)
+            yield grown.weight(name)
+
     files = shards({name: (dtype or own[name], shape) for name, shape in shapes.items()}, largest)
     laid_out: list[Shard] = []
     for number, tensors in enumerate(files):
         aligned = dict(sorted(tensors.items(), key=lambda item: -DTYPE_BYTES[item[1][0]]))
         header, entries = write_header(aligned)
         here = {name: copied[name] for name in entries if name in copied}
-        laid_out.append(Shard(shard_name(number, len(files)), header, entries, here, grown.weight))
+        laid_out.append(Shard(shard_name(number, len(files)), header, entries, here, compute))
     return laid_out
 
 
@@ -82,8 +102,8 @@ def moment_shards(checkpoint: Checkpoint, plan: GrowthPlan, policy: Policy) -> l
         grown = Grown(plan, lambda name, stored=stored: stored[name].read())
         tensors = {name: (stored[grown.reference(name)].entry.dtype, shapes[name]) for name in grown_names(grown, stored)}
 
-        def compute(name: str, grown: Grown = grown, moment: str = moment) -> Any:
-            return grown.state(name, MOMENTS[moment], policy)
+        def compute(name: str, grown: Grown = grown, moment: str = moment) -> Iterator[Any]:
+            yield grown.state(name, MOMENTS[moment], policy)
 
         files.append(Shard(moment_file(Path(), moment).name, *write_header(tensors), {}, compute))
     return files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -71,19 +70,21 @@ def _compare(shard: Shard, found: dict[str, Stored] | object) -> int:
         if name in shard.copied:
             expected: Iterator[bytes] = _blocks(shard.copied[name])
         else:
-            made = memoryview(bytes_of(shard.compute(name), entry.dtype)).cast("B")
-            expected = (bytes(made[begin : begin + _BLOCK]) for begin in range(0, len(made), _BLOCK))
-        for number, (theirs, ours) in enumerate(zip(expected, _blocks(stored), strict=True)):
-            if theirs != ours:
-                place = f"bytes differ after {number * _BLOCK:,} of {entry.bytes:,}"
-                raise OutgrowError(f"'{name}' of the target is not what the plan makes: {place}")
+            expected = (bytes(bytes_of(rows, entry.dtype)) for rows in shard.compute(name))
+        place = 0
+        for block in expected:
+            if block != _read(stored, place, len(block)):
+                raise OutgrowError(f"'{name}' of the target is not what the plan makes: bytes differ after {place:,} of {entry.bytes:,}")
+            place += len(block)
     return len(shard.entries)
 
 
 def _blocks(stored: Stored) -> Iterator[bytes]:
-    file = os.open(stored.path, os.O_RDONLY)
-    try:
-        for begin in range(0, stored.entry.bytes, _BLOCK):
-            yield os.pread(file, min(_BLOCK, stored.entry.bytes - begin), stored.entry.begin + begin)
-    finally:
-        os.close(file)
+    for begin in range(0, stored.entry.bytes, _BLOCK):
+        yield _read(stored, begin, min(_BLOCK, stored.entry.bytes - begin))
+
+
+def _read(stored: Stored, begin: int, count: int) -> bytes:
+    with stored.path.open("rb", buffering=0) as file:
+        file.seek(stored.entry.begin + begin)
+        return file.read(count)

@@ -47,9 +47,12 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
                         jobs += _copies(pool, files[shard.name], stored, shard.entries[name], report)
                 for shard in shards:
                     for name in shard.entries.keys() - shard.copied.keys():
-                        entry = shard.entries[name]
-                        _write_at(files[shard.name], memoryview(bytes_of(shard.compute(name), entry.dtype)), entry.begin)
-                        report(entry.bytes)
+                        place = shard.entries[name].begin
+                        for rows in shard.compute(name):
+                            data = memoryview(bytes_of(rows, shard.entries[name].dtype)).cast("B")
+                            _write_at(files[shard.name], data, place)
+                            place += len(data)
+                        report(shard.entries[name].bytes)
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
             except BaseException:
@@ -115,7 +118,6 @@ def _copy_some(source: int, begin: int, count: int, file: int, place: int) -> in
 
 
 def _write_at(file: int, data: memoryview, place: int) -> None:
-    data = data.cast("B")
     while data:
         written = os.pwrite(file, data[:_RANGE], place)
         data, place = data[written:], place + written

@@ -123,6 +123,15 @@ class Grown:
             return None
         return self._before.copied_from(source) if self._before else source
 
+    def has_rows_apart(self, name: str) -> bool:
+        """Is every row of a tensor made of the same row of its source, so that they can be made a few at a time?"""
+        plan, tensor = self.plan, self.tensors[name]
+        source = plan.source_of(tensor)
+        rows, *others = tensor.spec.axes
+        if source is None or plan.fill != "zero" or plan.rewrites or not others or rows.spaces & plan.lifts.keys():
+            return False
+        return self._before.has_rows_apart(source) if self._before else True
+
     def reference(self, name: str, among: set[str] | None = None) -> str:
         """A tensor of the source like this one: what it is made from, or the same in the first layer, or any; for its dtype."""
         plan, tensor = self.plan, self.tensors[name]

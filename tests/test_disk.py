@@ -1,0 +1,283 @@
+"""Growing on disk: what may be asked of it beside the plan, and what it withstands."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import outgrow
+from outgrow.arch import LLAMA
+from outgrow.checkpoint import writing
+from outgrow.checkpoint.hub import local
+from outgrow.checkpoint.huggingface import open_checkpoint
+from outgrow.checkpoint.safetensors_file import write_header
+from outgrow.checkpoint.verify import verify
+from outgrow.lab.tiny import TINY, write_tiny
+
+from .test_extensions import refused, run  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def source(tmp_path):
+    write_tiny(tmp_path / "source", TINY["llama"], dtype=torch.bfloat16)
+    return tmp_path / "source"
+
+
+def weights(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
+
+
+# --- the Python API ----------------------------------------------------------------------------------------------------
+
+
+def test_grow_is_one_call(source, tmp_path):
+    plan = outgrow.grow(source, tmp_path / "target", "stack", {"factor": 2})
+    assert plan.layers == (0, 1, 2, 3) * 2
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "target").config.num_hidden_layers == 8
+    again = outgrow.grow(source, tmp_path / "again", plan)
+    assert again is plan
+    assert weights(tmp_path / "again") == weights(tmp_path / "target")
+    with pytest.raises(outgrow.OutgrowError, match="unknown operator"):
+        outgrow.grow(source, tmp_path / "x", "stak")
+
+
+def test_arrays_grow_in_memory_with_their_moments():
+    config = {key: value for key, value in TINY["llama"].items()}
+    plan = outgrow.plan(config, "direct-width(hidden=36, kv=4)")
+    generator = np.random.default_rng(0)
+    arrays = {name: generator.normal(size=shape) for name, shape in LLAMA.shapes(config).items()}
+    shapes = {name: array.shape for name, array in outgrow.grow_state(plan, arrays).items()}
+    assert shapes == LLAMA.shapes(plan.target_config)
+    assert {name: array.shape for name, array in outgrow.grow_moments(plan, arrays).items()} == shapes
+    assert min(array.min() for array in outgrow.grow_moments(plan, {k: v**2 for k, v in arrays.items()}, squares=True).values()) >= 0
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_every_example_runs(example, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / example), run_name="__main__")
+    assert "loss" in capsys.readouterr().out
+
+
+# --- dtype, overwrite, card, sources -------------------------------------------------------------------------------------
+
+
+def test_the_dtype_is_kept_unless_asked_for(source, tmp_path, run):  # noqa: F811
+    assert run("grow", source, tmp_path / "kept", "--factor", "2", "--no-measure")[0] == 0
+    assert {value.dtype for value in load_file(tmp_path / "kept" / "model.safetensors").values()} == {torch.bfloat16}
+    assert run("grow", source, tmp_path / "wide", "--factor", "2", "--no-measure", "--dtype", "float32")[0] == 0
+    wide, kept = (load_file(tmp_path / name / "model.safetensors") for name in ("wide", "kept"))
+    assert all(torch.equal(wide[name], kept[name].float()) for name in kept)
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
+    assert verify(tmp_path / "wide", source) == len(wide)
+    refused(
+        run("grow", source, tmp_path / "x", "--dtype", "int8"), "weights can be stored as float64, float32, float16, bfloat16, not 'int8'"
+    )
+
+
+def test_overwriting_is_asked_for_and_never_touches_the_source_or_strangers(source, tmp_path, run):  # noqa: F811
+    target, before = tmp_path / "target", weights(source)
+    run("grow", source, target, "--factor", "2", "--no-measure")
+    refused(run("grow", source, target, "--factor", "3", "--no-measure"), "exists already", "--overwrite")
+    assert run("grow", source, target, "--factor", "3", "--no-measure", "--overwrite")[0] == 0
+    assert json.loads((target / "config.json").read_text())["num_hidden_layers"] == 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+    refused(run("grow", source, source, "--overwrite"), "holds the source, which is never overwritten")
+    refused(run("grow", source, tmp_path, "--overwrite"), "holds the source")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("x")
+    refused(run("grow", source, tmp_path / "mine", "--overwrite"), "is not a checkpoint directory, so it is not overwritten")
+    os.symlink(target, tmp_path / "link")
+    refused(run("grow", source, tmp_path / "link", "--overwrite"), "is not a checkpoint directory")
+    assert weights(source) == before
+
+
+def test_the_card_says_what_was_grown_from_what(source, tmp_path):
+    (source / "README.md").write_text("---\nlicense: mit\nlanguage: en\ntags:\n- old\n---\n# Old words\n")
+    outgrow.grow(source, tmp_path / "target", "stack(factor=2), direct-width(ffn=50)")
+    card = (tmp_path / "target" / "README.md").read_text()
+    front = card.split("---\n")[1]
+    assert "license: mit\n" in front
+    assert "- model-growth\n" in front
+    assert "old" not in front
+    assert "1. `stack(factor=2)`, arXiv:2405.15319: changes the function" in card
+    assert "2. `direct-width(ffn=50)`" in card
+    assert "| layers | 4 | 8 |" in card
+    assert "Old words" not in card
+    assert "sha256" in card
+
+
+def test_a_single_file_is_a_source(source, tmp_path):
+    outgrow.grow(source / "model.safetensors", tmp_path / "target")
+    outgrow.grow(source, tmp_path / "same")
+    assert weights(tmp_path / "target") == weights(tmp_path / "same")
+
+
+def test_a_hub_id_is_found_in_the_cache_and_missed_in_one_sentence(source, tmp_path, monkeypatch, run):  # noqa: F811
+    """The cache's own layout, made by hand; the network is switched off."""
+    cache = tmp_path / "cache"
+    snapshot = cache / "models--someone--base" / "snapshots" / "abc123"
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(source, snapshot)
+    (cache / "models--someone--base" / "refs").mkdir()
+    (cache / "models--someone--base" / "refs" / "main").write_text("abc123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run("grow", "someone/base", tmp_path / "target", "--factor", "2", "--no-measure")[0] == 0
+    assert open_checkpoint(tmp_path / "target").config["num_hidden_layers"] == 8
+    refused(run("grow", "someone/other", tmp_path / "x"), "there is no 'someone/other' here or in the hub's cache", "cannot be reached")
+    assert local("no-slash") == Path("no-slash")
+
+
+# --- verify --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "operator", ["stack(factor=2)", "direct-width(hidden=36, kv=4)", "zero-width(ffn=50)", "random-depth", "noise(share=0.1)"]
+)
+def test_what_was_grown_verifies_however_it_was_sharded(source, tmp_path, operator):
+    outgrow.grow(source, tmp_path / "target", operator, max_shard_bytes=20_000)
+    assert verify(tmp_path / "target", source) == len(open_checkpoint(tmp_path / "target").tensors)
+
+
+def test_verify_finds_a_flipped_bit_another_source_and_another_config(source, tmp_path, run):  # noqa: F811
+    target = tmp_path / "target"
+    outgrow.grow(source, target, "stack(factor=2)")
+    assert "all 75 tensors are what the plan makes" in run("verify", target, "--source", source)[1]
+    file = target / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    refused(run("verify", target, "--source", source), "of the target is not what the plan makes: bytes differ")
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    refused(run("verify", target, "--source", source), "says rms_norm_eps = 0.5, and its plan 0.001")
+    write_tiny(tmp_path / "other", TINY["llama"], seed=1, dtype=torch.bfloat16)
+    refused(run("verify", target, "--source", tmp_path / "other"), "are not those", "hashes differ")
+    refused(run("verify", source, "--source", source), "has no plan")
+
+
+# --- bytes, memory, kills --------------------------------------------------------------------------------------------------
+
+
+def test_bytes_do_not_depend_on_threads_or_on_how_copies_are_made(source, tmp_path, monkeypatch):
+    found = []
+    for threads, broken in ((1, False), (5, False), (2, True)):
+        monkeypatch.setattr(writing, "THREADS", threads)
+        monkeypatch.setattr(writing, "_RANGE", 1000)
+        if broken:  # another file system, or another system
+
+            def refuse(*arguments):
+                raise OSError(18, "Invalid cross-device link")
+
+            monkeypatch.setattr(writing.os, "copy_file_range", refuse)
+        target = tmp_path / f"{threads}"
+        outgrow.grow(source, target, "stack(factor=2), zero-width(ffn=50)", max_shard_bytes=30_000)
+        found.append(weights(target))
+    assert found[0] == found[1] == found[2]
+
+
+def huge(directory, hidden=1024, ffn=4096, layers=4):
+    """A checkpoint of a few hundred MB that occupies no disk: a header and a hole."""
+    config = {**TINY["llama"], "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 16,
+              "num_key_value_heads": 16, "head_dim": 64, "vocab_size": 32000}  # fmt: skip
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    header, entries = write_header({name: ("BF16", shape) for name, shape in LLAMA.shapes(config).items()})
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(header)
+        file.truncate(max(entry.end for entry in entries.values()))
+    return directory
+
+
+def peak_megabytes(code, *arguments):
+    """Peak resident memory of a Python process; getrusage would count what it was forked from."""
+    tail = "; print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+    done = subprocess.run(
+        [sys.executable, "-c", code + tail, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=True
+    )
+    return int(done.stdout.split()[-1]) / 1024
+
+
+def test_copies_take_no_memory_and_no_torch(tmp_path):
+    code = "import sys, outgrow; outgrow.grow(sys.argv[1], sys.argv[2], 'stack(factor=2)'); assert 'torch' not in sys.modules"
+    source = huge(tmp_path / "source", layers=6)
+    assert peak_megabytes(code, source, tmp_path / "target") < 150
+    assert (tmp_path / "target" / "model.safetensors").stat().st_size > 300e6
+
+
+def test_arithmetic_takes_a_few_times_the_largest_tensor(tmp_path):
+    """Tables are made a few rows at a time, so no more than three times the largest tensor is ever held."""
+    code = "import sys, outgrow; outgrow.grow(sys.argv[1], sys.argv[2], 'direct-width(hidden=1536, kv=24)')"
+    small = huge(tmp_path / "small", layers=1)
+    libraries = peak_megabytes("import torch, safetensors, outgrow")
+    largest = 32000 * 1536 * 2 / 2**20
+    assert peak_megabytes(code, small, tmp_path / "one") < libraries + 3 * largest
+    large = huge(tmp_path / "large", layers=6)
+    assert peak_megabytes(code, large, tmp_path / "six") < libraries + 3 * largest
+
+
+def test_a_killed_growth_leaves_nothing_and_the_same_command_does_it(tmp_path):
+    source, target = huge(tmp_path / "source"), tmp_path / "target"
+    code = "import sys, outgrow; outgrow.grow(sys.argv[1], sys.argv[2], 'stack(factor=4)')"
+    command = [sys.executable, "-c", code, str(source), str(target)]
+    with subprocess.Popen(command) as process:
+        for _ in range(3000):
+            if any(path.name.startswith(".target.partial") and any(path.iterdir()) for path in tmp_path.iterdir()):
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    if process.returncode == -signal.SIGKILL:
+        assert not target.exists()
+    else:
+        shutil.rmtree(target)
+    subprocess.run(command, check=True, timeout=120)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+    assert open_checkpoint(target).config["num_hidden_layers"] == 16
+
+
+def test_symlink_loops_and_places_that_cannot_be_written(source, tmp_path, run):  # noqa: F811
+    loop = tmp_path / "loop"
+    os.symlink(loop, loop)
+    refused(run("grow", loop, tmp_path / "x"), "there is no directory")
+    (tmp_path / "looped").mkdir()
+    shutil.copy(source / "config.json", tmp_path / "looped")
+    os.symlink("model.safetensors", tmp_path / "looped" / "model.safetensors")
+    refused(run("grow", tmp_path / "looped", tmp_path / "x"), "no weights")
+    (tmp_path / "file").write_text("x")
+    refused(run("grow", source, tmp_path / "file" / "target"), "file")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_computed_tensor_that_fails_stops_the_copies(source, tmp_path, monkeypatch):
+    from outgrow.growth.apply import Grown
+
+    def fail(self, name):
+        raise MemoryError
+
+    monkeypatch.setattr(Grown, "weight", fail)
+    with pytest.raises(MemoryError):
+        outgrow.grow(source, tmp_path / "target", "direct-width(ffn=50)")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_weights_without_float_types_are_copied(tmp_path, source):
+    tensors = load_file(source / "model.safetensors")
+    save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"].double()}, source / "model.safetensors")
+    outgrow.grow(source, tmp_path / "target", "direct-width(ffn=50)")
+    assert load_file(tmp_path / "target" / "model.safetensors")["model.norm.weight"].dtype == torch.float64
