@@ -26,19 +26,9 @@ from outgrow.training.maps import learn_maps, learning_flops
 from outgrow.training.state import BEHIND_MASKS
 
 from .conftest import ODD
+from .test_training import Observer
 
 BATCH = 64
-
-
-class Observer:
-    def __init__(self, stop_after=10**9):
-        self.left = stop_after
-
-    def row(self, row):
-        self.left -= "loss" in row
-
-    def stop(self):
-        return self.left <= 0
 
 
 @pytest.fixture

@@ -166,3 +166,15 @@ def test_adam_goes_on_with_carried_state_as_the_law_says():
     for name in grown_m.tensors:
         step = grown_m.state(name, "gradient", "carry") / grown_v.state(name, "square", "carry").sqrt()
         torch.testing.assert_close(step.abs(), torch.ones_like(step))
+
+
+@pytest.mark.parametrize("policy", ["carry", "fresh-new"])
+@pytest.mark.parametrize("text", ["zero-depth", "llama-pro(blocks=4)", "random-depth"])
+def test_a_branch_that_begins_at_zero_has_a_second_moment_all_the_same(tmp_path, text, policy):
+    source = with_state(tmp_path / "source")
+    plan = plan_for(source, text)
+    grow_directory(source, tmp_path / "target", plan, optimizer=policy)
+    first, second = (load_file(tmp_path / "target" / f"{moment}.safetensors") for moment in ("exp_avg", "exp_avg_sq"))
+    new = [tensor.name for tensor in plan.arch.tensors(plan.target_config) if plan.adds_nothing(tensor.layer)]
+    assert new
+    assert all(not first[name].any() and second[name].min() > 0 for name in new)

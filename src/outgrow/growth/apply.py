@@ -106,7 +106,7 @@ class Grown:
             return before.state(source, channel, policy) if before else self._read(source)
 
         if plan.source_of(tensor) is None:
-            near = read(self.reference(name, self._sources))
+            near = read(self._near(tensor))
             begin = float(near.mean()) if channel == "square" else 0.0
             return _like(near, np.full(plan.grown_arch.shape(tensor.spec, plan.grown_arch.sizes(plan.target_config)), begin))
         moved = self._moved(tensor, read, channel)
@@ -132,13 +132,16 @@ class Grown:
             return False
         return self._before.has_rows_apart(source) if self._before else True
 
-    def reference(self, name: str, among: set[str] | None = None) -> str:
-        """A tensor of the source like this one: what it is made from, or the same in the first layer, or any; for its dtype."""
-        plan, tensor = self.plan, self.tensors[name]
-        source = plan.source_of(tensor)
+    def reference(self, name: str) -> str:
+        """A tensor of the very first source that this one is made from, or is like: for its dtype."""
+        near = self._near(self.tensors[name])
+        return self._before.reference(near) if self._before else near
+
+    def _near(self, tensor: Tensor) -> str:
+        """The tensor that one is made from; for a fresh one the same in the first layer, or, if there is none, any."""
+        plan = self.plan
         same = plan.arch.name(plan.keys.get(tensor.key) or tensor.key, None if tensor.layer is None else 0, tensor.expert)
-        found = source or (same if same in self._sources else min(self._sources))
-        return found if among or not self._before else self._before.reference(found)
+        return plan.source_of(tensor) or (same if same in self._sources else min(self._sources))
 
     def _source_weight(self, name: str) -> Any:
         return self._before.weight(name) if self._before else self._read(name)
@@ -158,9 +161,9 @@ class Grown:
         if channel == "weight":
             moved = _times(tensor.spec, moved, factor)
             return self._fill(tensor, moved)
-        power = 2 if channel == "square" else 1
-        share = (0.0 if factor == 0 else factor**-power) * _read_share(plan, tensor) ** power
-        return moved if share == 1 else moved * share
+        # Of a branch that begins at zero, `state` keeps nothing but the size of its second moment.
+        share = _read_share(plan, tensor) / (factor or 1.0)
+        return moved if share == 1 else moved * share ** (2 if channel == "square" else 1)
 
     def _fill(self, tensor: Tensor, array: Any) -> Any:
         """Random weights where a lift gives nothing, but not in what must be silent at first."""
@@ -173,7 +176,7 @@ class Grown:
     def _from_nothing(self, tensor: Tensor) -> Any:
         """A fresh tensor: gains one, biases zero, matrices random."""
         plan = self.plan
-        near = self._source_weight(self.reference(tensor.name, self._sources))
+        near = self._source_weight(self._near(tensor))
         array = _like(near, np.full(self._shape(tensor), 0.0 if tensor.spec.plus_one or not tensor.spec.is_gain else 1.0))
         if tensor.spec.decays:
             array = _like(near, self._random(tensor))
