@@ -18,7 +18,7 @@ from outgrow.growth.plan import GrowthPlan
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-_PIECE = 1 << 26  # bytes in fp32 of the rows that are made at once, where rows can be made apart
+_PIECE = 1 << 24  # bytes in fp32 of the rows that are made at once, where rows can be made apart
 
 
 @dataclass

@@ -171,7 +171,12 @@ class Grown:
         if plan.fill == "zero" or not tensor.spec.decays or not is_lifted(tensor.spec, plan.lifts) or is_silent(plan, tensor):
             return array
         where = np.logical_or(*entries(tensor.spec, plan.lifts, self._sizes, "empty"))
-        return array + _like(array, self._random(tensor) * where) if where.any() else array
+        if not where.any():
+            return array
+        values = self._random(tensor)
+        values *= where
+        array += _like(array, values)  # ours: a lift has just made it
+        return array
 
     def _from_nothing(self, tensor: Tensor) -> Any:
         """A fresh tensor: gains one, biases zero, matrices random."""
@@ -185,9 +190,11 @@ class Grown:
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
         return self.plan.grown_arch.shape(tensor.spec, self.plan.grown_arch.sizes(self.plan.target_config))
 
-    def _random(self, tensor: Tensor) -> NDArray[np.float64]:
+    def _random(self, tensor: Tensor) -> NDArray[np.float32]:
         plan = self.plan
-        return normal(plan.seed, tensor.name, self._shape(tensor)) * plan.grown_arch.deviation(tensor.spec, plan.target_config)
+        values = normal(plan.seed, tensor.name, self._shape(tensor))
+        values *= plan.grown_arch.deviation(tensor.spec, plan.target_config)
+        return values
 
 
 def grow(plan: GrowthPlan, tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -47,17 +47,17 @@ def is_silent(plan: GrowthPlan, tensor: Tensor) -> bool:
     return not behind and any(tensor.spec.writes(space) for space in plan.arch.residual)
 
 
-def normal(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+def normal(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Standard normal numbers that depend on the seed and the tensor's name alone."""
     key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16], "little")
-    return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape)
+    return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32)
 
 
-def masked(plan: GrowthPlan) -> dict[str, tuple[Mask, NDArray[np.float64]]]:
+def masked(plan: GrowthPlan) -> dict[str, tuple[Mask, NDArray[np.float32]]]:
     """What a training run unmasks: tensor name -> (where its outputs are masked, the random values behind the mask)."""
     if plan.fill != "masked":
         return {}
-    found: dict[str, tuple[Mask, NDArray[np.float64]]] = {}
+    found: dict[str, tuple[Mask, NDArray[np.float32]]] = {}
     sizes, config = plan.grown_arch.sizes(plan.target_config), plan.target_config
     old = plan.arch.sizes(plan.source_config)
     for tensor in plan.grown_arch.tensors(config):

@@ -112,7 +112,7 @@ def _copy_number(plan: GrowthPlan, blocks: tuple[tuple[str, ...], ...], spaces: 
     return np.concatenate(numbers)
 
 
-def _epsilon(plan: GrowthPlan, tensor: Tensor) -> NDArray[np.float64]:
+def _epsilon(plan: GrowthPlan, tensor: Tensor) -> NDArray[np.float32]:
     shape = plan.grown_arch.shape(tensor.spec, plan.grown_arch.sizes(plan.target_config))
     return normal(plan.seed, f"noise {tensor.name}", shape) * plan.grown_arch.deviation(tensor.spec, plan.target_config)
 

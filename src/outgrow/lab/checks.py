@@ -29,7 +29,7 @@ def check_everything(
     _quiet()
     pairs = [(name, family) for name in names for family in tried]
     rows: dict[str, dict[str, Verdict]] = {name: {} for name in names}
-    for name, family in track(pairs, "checking", console=Console(stderr=True), transient=True):
+    for name, family in track(pairs, "checking", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()):
         rows[name][family] = check(name, TINY[family], operators=known)
     _print(rows, tried)
     if page:
@@ -60,7 +60,7 @@ def check_family_file(
     names = _chosen(operators, list(known), "operator")
     rows = {
         name: {arch.family: check(name, config, operators=known, families=families)}
-        for name in track(names, "checking", console=Console(stderr=True), transient=True)
+        for name in track(names, "checking", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     }
     _print(rows, [arch.family])
     return _broken(rows)
