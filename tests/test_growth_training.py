@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
+import outgrow
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.data.config import DataConfig
@@ -78,6 +79,20 @@ def test_masked_growth_begins_at_the_bases_loss_and_opens(base, grow_on, tmp_pat
         assert not start[name][torch.from_numpy(where.copy())].any()
         assert end[name][torch.from_numpy(where.copy())].abs().min() > 0
     assert not (final_checkpoint(run, root) / BEHIND_MASKS).exists()
+
+
+def test_a_directory_grown_behind_masks_by_hand_is_unmasked_too(base, grow_on, tmp_path):
+    run, root = grow_on("random-depth", unmask_tokens=5 * BATCH), tmp_path / "runs"
+    execute(run, root, Observer())
+    source = final_checkpoint(base, root)
+    for name, operator in (("masked", "random-depth"), ("plain", "stack(factor=2)")):
+        outgrow.grow(source, tmp_path / name, operator)
+    by_hand = run.model_copy(update={"start": Start(checkpoint=str(tmp_path / "masked"), unmask_tokens=5 * BATCH)})
+    execute(by_hand, root, Observer())
+    assert validation(by_hand, root) == validation(run, root)
+    plain = run.model_copy(update={"start": Start(checkpoint=str(tmp_path / "plain"), unmask_tokens=5 * BATCH)})
+    with pytest.raises(OutgrowError, match="was not grown behind masks; remove it"):
+        execute(plain, root, Observer())
 
 
 @pytest.mark.parametrize("operator", MASKED[:2])

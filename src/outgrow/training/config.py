@@ -74,6 +74,8 @@ class Start(Settings):
             raise ValueError("start.optimizer 'fresh-new' has no effect without start.operator; use 'carry' or 'reset'")
         used = {"learn": "learn-", "unmask_tokens": ("random-", "msg")}
         for setting, operators in used.items():
+            if setting == "unmask_tokens" and self.checkpoint and not self.operator:
+                continue  # the directory may have been grown behind masks; the loop looks
             names = [part.strip() for part in (self.operator or "").split(",")]
             if getattr(self, setting) is not None and not any(name.startswith(operators) for name in names):
                 raise ValueError(f"start.{setting} has no effect with the operator {self.operator!r}; remove it")

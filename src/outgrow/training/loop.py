@@ -149,6 +149,8 @@ def _open(config: RunConfig, directory: Path, packed: Packed, start: Path | None
         for name, value in parameters.items():
             value.requires_grad_(name in origin.trains)
     masks = _masks(start, origin, parameters, latest) if start and origin else None
+    if config.start and config.start.unmask_tokens and masks is None:
+        raise OutgrowError(f"start.unmask_tokens has no effect: '{start}' was not grown behind masks; remove it")
     optimizer = adamw(config.optimizer, parameters, arch, model_config)
     clock = Clock(first, origin.flops if origin else 0.0, 0)
     if latest:
