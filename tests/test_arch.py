@@ -143,6 +143,45 @@ def test_a_base_of_a_quarter_of_the_layers_costs_more_than_a_quarter():
     assert share == pytest.approx(0.26, abs=0.01)
 
 
+# config.json of models on the hub, as far as sizes go, and the parameter counts that their pages state.
+_QWEN = {"rms_norm_eps": 1e-6, "vocab_size": 151936, "max_window_layers": 28}
+PUBLISHED = {
+    "Qwen2.5-0.5B": (494_032_768, {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
+                                   "num_hidden_layers": 24, "num_key_value_heads": 2, "tie_word_embeddings": True, **_QWEN}),
+    "Qwen3-0.6B": (596_049_920, {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "head_dim": 128,
+                                 "num_hidden_layers": 28, "num_key_value_heads": 8, "tie_word_embeddings": True, **_QWEN}),
+    "Qwen3-30B-A3B": (30_532_122_624, {"model_type": "qwen3_moe", "hidden_size": 2048, "moe_intermediate_size": 768, "num_attention_heads": 32,
+                                       "head_dim": 128, "num_hidden_layers": 48, "num_key_value_heads": 4, "num_experts": 128,
+                                       "num_experts_per_tok": 8, "decoder_sparse_step": 1, "mlp_only_layers": [], **_QWEN}),
+    "gemma-2-2b": (2_614_341_888, {"model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8,
+                                   "head_dim": 256, "num_hidden_layers": 26, "num_key_value_heads": 4, "vocab_size": 256000}),
+    "OLMo-2-1B": (1_484_916_736, {"model_type": "olmo2", "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
+                                  "num_hidden_layers": 16, "num_key_value_heads": 16, "vocab_size": 100352}),
+    "pythia-70m": (70_426_624, {"model_type": "gpt_neox", "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
+                                "num_hidden_layers": 6, "vocab_size": 50304}),
+    "gpt2": (124_439_808, {"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257}),
+    "opt-125m": (125_239_296, {"model_type": "opt", "hidden_size": 768, "ffn_dim": 3072, "num_attention_heads": 12, "num_hidden_layers": 12,
+                               "max_position_embeddings": 2048, "vocab_size": 50272, "word_embed_proj_dim": 768}),
+    "Phi-3-mini": (3_821_079_552, {"model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 32,
+                                   "num_hidden_layers": 32, "num_key_value_heads": 32, "vocab_size": 32064}),
+    "Llama-3-70B": (70_553_706_496, {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64,
+                                     "num_hidden_layers": 80, "num_key_value_heads": 8, "vocab_size": 128256}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_their_published_sizes_and_grow(name):
+    total, config = PUBLISHED[name]
+    arch = arch_for(config)
+    assert parameter_counts(arch, config).total == total
+    sizes = arch.sizes(config)
+    wider = {"hidden": sizes["hidden"] * 3 // 2, **({} if "group" in sizes else {"kv": sizes["kv"] * 3 // 2})}
+    for operator, knobs in (("stack", {"factor": 2}), ("zero-depth", {}), ("direct-width", wider), ("zero-width", wider)):
+        grown = make_plan(operator, arch, config, knobs).target_config
+        assert parameter_counts(arch, grown).total > total
+        assert arch.sizes(grown)["head"] == sizes["head"]
+
+
 def test_the_grammar_reads_roles_and_layout():
     spec = parse("hidden <- vocab | stored vocab hidden")
     assert [(axis.blocks, axis.role) for axis in spec.axes] == [((("vocab",),), "read"), ((("hidden",),), "write")]
