@@ -108,13 +108,18 @@ def cell(verdict: Verdict) -> str:
     if verdict.plan is None:
         return "-"
     claims = verdict.plan.claims
-    parts = [f"{verdict.logits:.0e}" if claims.preserves else "changes", "trains" if claims.trains else "", "dual" if claims.dual else ""]
+    parts = [
+        f"{verdict.logits:.0e}" if claims.preserves else f"changes {verdict.logits:.0e}",
+        "trains" if claims.trains else "",
+        "dual" if claims.dual else "",
+    ]
     return " ".join(part for part in parts if part) + ("  BROKEN" if verdict.broken else "")
 
 
 LEGEND = (
     "A number: the function is preserved, and this is the largest |delta logit| in float64 (claimed: below 1e-10). "
-    "changes: the function is not preserved, by design. trains: everything new gets a gradient within three steps. "
+    "changes: the function is not preserved, by design, and logits move by so much. "
+    "trains: everything new gets a gradient within three steps. "
     "dual: gradients, and so Adam's moments, of what was copied are the source's, moved by the dual lift, to 1e-10. "
     "-: refused, with a sentence that says why. Masked operators are measured at mask 0, and trained while the masks open."
 )
