@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from outgrow.arch import Spec, Tensor, parse, size_of
 from outgrow.errors import OutgrowError
-from outgrow.growth.fresh import entries, is_silent, mask_of, normal
+from outgrow.growth.fresh import entries, is_silent, like, mask_of, normal
 from outgrow.growth.plan import GrowthPlan
 from outgrow.growth.rewrites import REWRITES
 from outgrow.spaces import AnyLift, Dense, Lift, Role
@@ -44,12 +44,12 @@ def transport(spec: Spec, array: Any, lifts: Lifts, sizes: Sizes, channel: Chann
         if axis.spaces & used.keys():
             moved = _along_axis(moved, place, axis.blocks, axis.role, used, sizes, power)
     if is_weight and spec.is_gain:  # a new channel begins with a gain of one
-        moved = moved + _like(moved, np.logical_or(*entries(spec, lifts, sizes, "empty")).astype(np.float64))
+        moved = moved + like(moved, np.logical_or(*entries(spec, lifts, sizes, "empty")).astype(np.float64))
     scale = _multiplier(spec, lifts, channel)
     if spec.before_tied_head and embedding is not None:
         scale = scale / _multiplier(embedding, lifts, channel) * _fold(spec, used)
     if not np.all(scale == 1.0):
-        moved = moved * _like(moved, scale**power)
+        moved = moved * like(moved, scale**power)
     return moved - 1 if spec.plus_one and is_weight else moved
 
 
@@ -108,11 +108,11 @@ class Grown:
         if plan.source_of(tensor) is None:
             near = read(self._near(tensor))
             begin = float(near.mean()) if channel == "square" else 0.0
-            return _like(near, np.full(plan.grown_arch.shape(tensor.spec, plan.grown_arch.sizes(plan.target_config)), begin))
+            return like(near, np.full(plan.grown_arch.shape(tensor.spec, plan.grown_arch.sizes(plan.target_config)), begin))
         moved = self._moved(tensor, read, channel)
         begin = float(moved.mean()) if channel == "square" else 0.0
         is_new = mask_of(plan, tensor, "repeated" if policy == "fresh-new" else "empty")
-        return moved if not np.any(is_new) else moved * _like(moved, 1.0 - is_new) + _like(moved, is_new * begin)
+        return moved if not np.any(is_new) else moved * like(moved, 1.0 - is_new) + like(moved, is_new * begin)
 
     def copied_from(self, name: str) -> str | None:
         """The tensor of the very first source that this one equals byte for byte, if it does by construction."""
@@ -175,16 +175,16 @@ class Grown:
             return array
         values = self._random(tensor)
         values *= where
-        array += _like(array, values)  # ours: a lift has just made it
+        array += like(array, values)  # ours: a lift has just made it
         return array
 
     def _from_nothing(self, tensor: Tensor) -> Any:
         """A fresh tensor: gains one, biases zero, matrices random."""
         plan = self.plan
         near = self._source_weight(self._near(tensor))
-        array = _like(near, np.full(self._shape(tensor), 0.0 if tensor.spec.plus_one or not tensor.spec.is_gain else 1.0))
+        array = like(near, np.full(self._shape(tensor), 0.0 if tensor.spec.plus_one or not tensor.spec.is_gain else 1.0))
         if tensor.spec.decays:
-            array = _like(near, self._random(tensor))
+            array = like(near, self._random(tensor))
         return _times(tensor.spec, array, plan.factor(tensor))
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
@@ -283,8 +283,3 @@ def _read_share(plan: GrowthPlan, tensor: Tensor) -> float:
 
 def _module(tensor: Tensor) -> str:
     return tensor.key.rpartition(".")[0]
-
-
-def _like(array: Any, values: Any) -> Any:
-    """Numbers as an array of the same kind and dtype."""
-    return array.new_tensor(values) if hasattr(array, "new_tensor") else np.asarray(values, array.dtype)

@@ -53,6 +53,11 @@ def normal(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32)
 
 
+def like(array: Any, values: Any) -> Any:
+    """Numbers as an array of the same kind and dtype, numpy or torch."""
+    return array.new_tensor(values) if hasattr(array, "new_tensor") else np.asarray(values, array.dtype)
+
+
 def masked(plan: GrowthPlan) -> dict[str, tuple[Mask, NDArray[np.float32]]]:
     """What a training run unmasks: tensor name -> (where its outputs are masked, the random values behind the mask)."""
     if plan.fill != "masked":

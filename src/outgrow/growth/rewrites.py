@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outgrow.arch import Tensor, size_of
-from outgrow.growth.fresh import entries, normal
+from outgrow.growth.fresh import entries, like, normal
 from outgrow.growth.plan import GrowthPlan
 from outgrow.spaces import Lift
 
@@ -27,7 +27,7 @@ class Rewrite:
 
 def noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, share: float) -> Any:
     """W <- (1 - share) W + share eps, eps at the scale of fresh weights (arXiv 2405.15319). The function changes."""
-    return array * (1 - share) + _like(array, share * _epsilon(plan, tensor))
+    return array * (1 - share) + like(array, share * _epsilon(plan, tensor))
 
 
 def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, share: float) -> Any:
@@ -45,7 +45,7 @@ def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, 
     offset = block.index(space)
     unfolded = np.reshape(n, (*n.shape[:place], *[size_of(s, sizes) for s in block], *n.shape[place + 1 :]))
     seen = lift.along(lift.onto_old(unfolded, place + offset), place + offset, "read")
-    return array + _like(array, share * np.reshape(unfolded - seen, n.shape))
+    return array + like(array, share * np.reshape(unfolded - seen, n.shape))
 
 
 def above(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved) -> Any:
@@ -55,14 +55,14 @@ def above(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved) -> Any:
     where = plan.layers.index(upper) if upper in plan.layers else tensor.layer
     other = moved(replace(tensor, layer=where, name=plan.arch.name(tensor.key, where, tensor.expert)))
     new = entries(tensor.spec, plan.lifts, plan.arch.sizes(plan.source_config), "repeated")[0].astype(np.float64)
-    return array * _like(array, 1.0 - new) + other * _like(array, new)
+    return array * like(array, 1.0 - new) + other * like(array, new)
 
 
 def diagonal(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved) -> Any:
     """W' = [[W, 0], [0, W]] in place of [[W, W], [W, W]] / 2: each copy reads its own kind (arXiv 2203.06211)."""
     copy = [_copy_number(plan, axis.blocks, axis.spaces) for axis in tensor.spec.axes]
     same = copy[0][:, None] == copy[1][None, :]
-    return array * _like(array, same * float(copy[1].max() + 1))
+    return array * like(array, same * float(copy[1].max() + 1))
 
 
 def _touches_blocks(plan: GrowthPlan, tensor: Tensor) -> bool:
@@ -115,7 +115,3 @@ def _copy_number(plan: GrowthPlan, blocks: tuple[tuple[str, ...], ...], spaces: 
 def _epsilon(plan: GrowthPlan, tensor: Tensor) -> NDArray[np.float32]:
     shape = plan.grown_arch.shape(tensor.spec, plan.grown_arch.sizes(plan.target_config))
     return normal(plan.seed, f"noise {tensor.name}", shape) * plan.grown_arch.deviation(tensor.spec, plan.target_config)
-
-
-def _like(array: Any, values: Any) -> Any:
-    return array.new_tensor(values) if hasattr(array, "new_tensor") else np.asarray(values, array.dtype)
