@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
@@ -7,8 +9,8 @@ from transformers import AutoTokenizer
 from outgrow.data.config import DataConfig
 from outgrow.data.corpus import Document, content_hash, documents, split
 from outgrow.data.packed import Batches, open_packed, prepare, validation_batches
+from outgrow.data.tokens import Mixture, Tokens
 from outgrow.errors import OutgrowError
-from outgrow.files import read_json
 
 
 @pytest.fixture
@@ -41,18 +43,18 @@ def test_the_embedded_corpus_is_python_source():
 def test_the_corpus_hash_is_of_texts_alone():
     texts = [Document("a", "one"), Document("b", "two")]
     renamed = [Document("c", "two"), Document("d", "one")]
-    assert content_hash(texts) == content_hash(renamed)
-    assert content_hash(texts) != content_hash(texts[:1])
+    hashes = [content_hash(document.digest for document in found) for found in (texts, renamed, texts[:1])]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_packing_twice_gives_the_same_bytes_and_the_tokenizer_gives_the_text_back(config, corpus, tmp_path):
     one, two = prepare(config, tmp_path / "one"), prepare(config, tmp_path / "two")
-    for name in ("training.npy", "validation.npy", "tokenizer.json", "manifest.json"):
+    for name in ("training-00000.npy", "validation-00000.npy", "tokenizer.json", "manifest.json"):
         assert (one.directory / name).read_bytes() == (two.directory / name).read_bytes()
     tokenizer = AutoTokenizer.from_pretrained(one.directory)
-    manifest = read_json(one.directory / "manifest.json")
-    texts = tokenizer.decode(one.validation.tolist()).split("<|endoftext|>")[:-1]
-    assert texts == [(corpus / name).read_text() for name in manifest["validation_documents"]]
+    texts = tokenizer.decode(one.validation[:].tolist()).split("<|endoftext|>")[:-1]
+    assert texts == [document.text for document in split(documents(str(corpus)), 0.1)[1]]
+    assert one.vocab == 300
     held_out_bytes = sum(len(text.encode()) for text in texts)
     assert one.bytes_per_token == pytest.approx(held_out_bytes / len(one.validation))
     assert open_packed(one.directory).corpus_hash == one.corpus_hash
@@ -65,6 +67,60 @@ def test_a_batch_depends_on_seed_and_clock_alone():
     np.testing.assert_array_equal(whole, batches.at(0, 20))
     np.testing.assert_array_equal(Batches(tokens, 10, 3).at(120, 2), whole[12:14])
     assert not np.array_equal(Batches(tokens, 10, 4).at(0, 20), whole)
+
+
+def test_the_order_of_a_single_source_is_the_one_that_committed_results_were_made_with():
+    batches = Batches(np.arange(1000, dtype=np.uint16), context=10, seed=3)
+    assert batches.at(0, 6)[:, 0].tolist() == [830, 450, 220, 10, 340, 230]
+    assert batches.at(9850, 6)[:, 0].tolist() == [120, 940, 690, 70, 510, 20]
+
+
+def test_the_ranks_together_read_what_one_reads():
+    batches = Batches(np.arange(1000, dtype=np.uint16), context=10, seed=3)
+    whole = batches.at(950, 8)
+    for ranks in (1, 2, 8):
+        parts = [batches.at(950, 8, slice(rank, None, ranks)) for rank in range(ranks)]
+        np.testing.assert_array_equal(np.stack(parts, 1).reshape(whole.shape), whole)
+
+
+def mixture(lengths, weights):
+    """Sources whose tokens say where they come from: source x 10,000 + place."""
+    parts = tuple(Tokens((np.arange(length) + 10_000 * number,)) for number, length in enumerate(lengths))
+    return Mixture(parts, tuple(Fraction(repr(weight)) / sum(Fraction(repr(one)) for one in weights) for weight in weights))
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.7, 0.3), (0.1, 0.2, 0.7), (3.0, 1.0, 1e-3, 2.5)])
+def test_any_stretch_of_a_mixture_holds_its_sources_in_their_shares(weights):
+    mixed = mixture([1001] * len(weights), weights)
+    rows = Batches(mixed, context=10, seed=1).at(0, 1000)
+    sources = rows[:, 0] // 10_000
+    for first, last in [(0, 1000), (0, 10), (123, 456), (700, 750)]:
+        for source, share in enumerate(mixed.shares):
+            assert abs((sources[first:last] == source).sum() - share * (last - first)) < len(weights)
+
+
+def test_a_mixture_reads_each_source_to_its_end_before_any_of_it_again():
+    mixed = mixture([401, 201, 101], (0.5, 0.3, 0.2))
+    batches = Batches(mixed, context=10, seed=0)
+    assert batches.sequences_per_epoch == 50  # the last source has 10 sequences and gives a fifth
+    starts = batches.at(0, 50)[:, 0]
+    assert len(set(starts.tolist())) == 50
+    assert [(starts // 10_000 == source).sum() for source in range(3)] == [25, 15, 10]
+    assert batches.epochs(500) == (25 / 40, 15 / 20, 10 / 10)
+    longer = batches.at(0, 200)[:, 0]
+    for source, sequences in enumerate((40, 20, 10)):
+        own = [start for start in longer.tolist() if start // 10_000 == source]
+        for first in range(0, len(own) - sequences + 1, sequences):
+            assert len(set(own[first : first + sequences])) == sequences
+    np.testing.assert_array_equal(Batches(mixed, 10, 0).at(770, 31), batches.at(0, 108)[77:])
+
+
+def test_shards_are_read_as_one_row():
+    whole = np.arange(23)
+    tokens = Tokens((whole[:10], whole[10:20], whole[20:]))
+    assert len(tokens) == 23
+    for start, stop in [(0, 23), (0, 0), (9, 11), (10, 20), (8, 22), (20, 99), (22, 23), (30, 40)]:
+        np.testing.assert_array_equal(tokens[start:stop], whole[start:stop])
 
 
 def test_an_epoch_reads_everything_once_and_the_next_in_another_order():
@@ -89,7 +145,7 @@ def test_validation_is_bounded_and_in_order(config, tmp_path):
 @pytest.mark.parametrize(
     ("files", "edits", "message"),
     [
-        (None, {}, "does not exist; give a text file, a folder of them, or 'python'"),
+        (None, {}, "does not exist; give a file of text, a folder of them, 'python'"),
         ({}, {}, "holds no text"),
         ({"a.txt": b"\xff\xfe\xff", "b.txt": b" \n"}, {}, "holds no text"),
         ({"a.txt": b"one document"}, {}, "1 documents, too few to hold out"),

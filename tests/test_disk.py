@@ -74,6 +74,14 @@ def test_every_example_runs(example, capsys, monkeypatch, tmp_path):
     assert "loss" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("operator", ["random-width(hidden=36)", "zero-width(hidden=36)", "stack(factor=2), zero-width(hidden=36)"])
+def test_rows_made_apart_are_those_of_the_whole(source, tmp_path, operator, monkeypatch):
+    monkeypatch.setattr("outgrow.growth.fresh._PIECE", 7 * 36)
+    plan = outgrow.grow(source, tmp_path / "target", operator, dtype="float32")
+    whole = outgrow.grow_state(plan, {name: value.float() for name, value in load_file(source / "model.safetensors").items()})
+    assert all(torch.equal(value, whole[name]) for name, value in load_file(tmp_path / "target" / "model.safetensors").items())
+
+
 # --- dtype, overwrite, card, sources -------------------------------------------------------------------------------------
 
 
@@ -221,9 +229,10 @@ def test_copies_take_no_memory_and_no_torch(tmp_path):
     assert (tmp_path / "target" / "model.safetensors").stat().st_size > 300e6
 
 
-def test_arithmetic_takes_a_few_times_the_largest_tensor(tmp_path):
+@pytest.mark.parametrize("operator", ["direct-width(hidden=1536, kv=24)", "random-width(hidden=1536, kv=24)"])
+def test_arithmetic_takes_a_few_times_the_largest_tensor(tmp_path, operator):
     """Tables are made a few rows at a time, so no more than three times the largest tensor is ever held."""
-    code = "import sys, outgrow; outgrow.grow(sys.argv[1], sys.argv[2], 'direct-width(hidden=1536, kv=24)')"
+    code = f"import sys, outgrow; outgrow.grow(sys.argv[1], sys.argv[2], {operator!r})"
     small = huge(tmp_path / "small", layers=1)
     libraries = peak_megabytes("import torch, safetensors, outgrow")
     largest = 32000 * 1536 * 2 / 2**20
@@ -267,7 +276,7 @@ def test_symlink_loops_and_places_that_cannot_be_written(source, tmp_path, run):
 def test_a_computed_tensor_that_fails_stops_the_copies(source, tmp_path, monkeypatch):
     from outgrow.growth.apply import Grown
 
-    def fail(self, name):
+    def fail(self, name, rows):
         raise MemoryError
 
     monkeypatch.setattr(Grown, "weight", fail)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from outgrow.errors import OutgrowError
 
@@ -22,7 +23,28 @@ class Settings(BaseModel):
 
     def identity(self) -> str:
         """A short hash of the resolved settings."""
-        return hash_of(self.model_dump(mode="json"))
+        return hash_of(self.identifying())
+
+    def identifying(self) -> dict[str, Any]:
+        """The settings that an identity is made of: all but those that came later and are not used."""
+        return {name: _identifying(getattr(self, name)) for name, field in type(self).model_fields.items() if self._counts(name, field)}
+
+    def _counts(self, name: str, field: FieldInfo) -> bool:
+        extra = field.json_schema_extra
+        return not (isinstance(extra, dict) and extra.get("later") and getattr(self, name) == field.default)
+
+
+def later(default: Any, description: str, **limits: Any) -> Any:
+    """A field that came after runs were made without it: at its default it is no part of an identity, so they stay what they were."""
+    return Field(default, description=description, json_schema_extra={"later": True}, **limits)
+
+
+def _identifying(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.identifying()
+    if isinstance(value, (list, tuple)):
+        return [_identifying(one) for one in value]
+    return value
 
 
 S = TypeVar("S", bound=Settings)
@@ -30,6 +52,11 @@ S = TypeVar("S", bound=Settings)
 
 def load(kind: type[S], path: Path, overrides: Mapping[str, Any] | None = None) -> S:
     """Reads settings from a YAML file; `overrides` replaces top-level keys."""
+    return parse(kind, {**read_yaml(path), **(overrides or {})}, where=f"'{path}'")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -38,7 +65,7 @@ def load(kind: type[S], path: Path, overrides: Mapping[str, Any] | None = None) 
         raise OutgrowError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise OutgrowError(f"'{path}' must hold keys and values, such as 'tokens: 1000000'")
-    return parse(kind, {**content, **(overrides or {})}, where=f"'{path}'")
+    return content
 
 
 def parse(kind: type[S], content: Mapping[str, Any], where: str) -> S:

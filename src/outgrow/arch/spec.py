@@ -79,6 +79,10 @@ class Spec:
         return all(axis.role == "gain" for axis in self.axes)
 
     @property
+    def is_bias(self) -> bool:
+        return len(self.axes) == 1 and self.axes[0].role == "write"
+
+    @property
     def multiplies(self) -> bool:
         """Takes part in a matrix product: it reads a space, and not by looking rows up in a table."""
         return any(axis.role == "read" and not axis.spaces & {"vocab", "position"} for axis in self.axes)

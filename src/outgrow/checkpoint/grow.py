@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from outgrow.arch import FAMILIES, Arch
 from outgrow.checkpoint.card import CARD, card_text
+from outgrow.checkpoint.grow_dcp import Distributed, distributed_layout
 from outgrow.checkpoint.huggingface import CONFIG, INDEX, Checkpoint, index_text, open_checkpoint
-from outgrow.checkpoint.layout import FLOATS, Shard, moment_shards, weight_shards
+from outgrow.checkpoint.layout import Shard, moment_shards, weight_shards
 from outgrow.checkpoint.lineage import LINEAGE, Lineage, read_lineage
+from outgrow.checkpoint.names import Names, torchtitan_names
 from outgrow.checkpoint.optimizer_state import CLOCK
+from outgrow.checkpoint.ranks import leads, telling, told
+from outgrow.checkpoint.safetensors_file import FLOATS
 from outgrow.checkpoint.writing import Progress, write_shards
 from outgrow.errors import OutgrowError
 from outgrow.files import new_directory, write_json
@@ -23,54 +26,68 @@ from outgrow.growth.apply import Policy
 from outgrow.growth.plan import GrowthPlan
 
 MAX_SHARD_BYTES = 5_000_000_000
+Form = Literal["huggingface", "dcp", "torchtitan"]
 Measure = Callable[[Path, Path, GrowthPlan], dict[str, Any]]
 
 
 def grow_directory(
-    source: Path,
+    source: Path | Checkpoint,
     target: Path,
     plan: GrowthPlan,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     optimizer: Policy = "reset",
     dtype: str | None = None,
     overwrite: bool = False,
+    form: Form = "huggingface",
     progress: Progress = lambda done, total: None,
     measure: Measure | None = None,
-    families: Iterable[Arch] = FAMILIES,
 ) -> None:
     """Writes the grown checkpoint; `target` appears whole or not at all, and `source` is only read.
 
     Args:
-        source: a Hugging Face directory, or a safetensors file with its config.json beside it.
+        source: a Hugging Face directory, a safetensors file with its config.json beside it, or an opened checkpoint.
         target: a directory that does not exist yet.
         plan: made for the source's config.
         max_shard_bytes: largest bytes of tensors in one file.
         optimizer: what becomes of the optimizer's state beside the source's weights.
         dtype: torch's name of a float type for all weights; each keeps its own if None.
         overwrite: put the new directory in the place of one that stands there.
+        form: `dcp` writes a distributed checkpoint under the source's names, `torchtitan` under torchtitan's. In a process group
+            every rank calls this, and writes its share.
         progress: told (bytes written, bytes in all), from several threads, one at a time.
         measure: what to measure on (source, grown directory, plan) before the receipt is written into it.
-        families: the architectures that may be read.
     """
-    checkpoint = open_checkpoint(source, families)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     if plan.origin != checkpoint.config:
-        raise OutgrowError(f"the plan was made for another config than that of '{source}'; make it from this one")
-    layout = weight_shards(checkpoint, plan, max_shard_bytes, _stored_as(dtype))
-    weights = list(layout)
-    if optimizer != "reset":
-        layout += moment_shards(checkpoint, plan, optimizer)
-    _refuse_place(checkpoint, target, overwrite)
-    _enough_room(target, sum(shard.bytes for shard in layout))
-    with ThreadPoolExecutor(1) as pool, new_directory(target, overwrite) as temporary:
-        hashes = pool.submit(checkpoint.hashes)  # reads what is being copied, while it is in memory
-        write_shards(temporary, layout, progress)
+        raise OutgrowError(f"the plan was made for another config than that of '{checkpoint.directory}'; make it from this one")
+    if form == "huggingface":
+        layout = weight_shards(checkpoint, plan, max_shard_bytes, _stored_as(dtype))
+        weights = list(layout)
         if optimizer != "reset":
-            shutil.copyfile(checkpoint.directory / CLOCK, temporary / CLOCK)
-        _write_side(temporary, checkpoint, plan, weights, dtype)
-        measured = measure(checkpoint.directory, temporary, plan) if measure else None
-        receipt = _receipt(checkpoint, plan, optimizer, measured, hashes.result())
-        write_json(temporary / LINEAGE, receipt.as_json())
-        (temporary / CARD).write_text(card_text(checkpoint, plan, receipt), encoding="utf-8")
+            layout += moment_shards(checkpoint, plan, optimizer)
+    else:
+        names = torchtitan_names(plan.grown_arch, plan.target_config) if form == "torchtitan" else checkpoint.names or Names()
+        layout, weights = distributed_layout(checkpoint, plan, names, optimizer, _stored_as(dtype)), []
+        if not leads():
+            place = told()
+            return layout.write(place) if place else None
+    with telling() as tell, ThreadPoolExecutor(1) as pool:
+        _refuse_place(checkpoint, target, overwrite)
+        _enough_room(target, layout.bytes if isinstance(layout, Distributed) else sum(shard.bytes for shard in layout))
+        with new_directory(target, overwrite) as temporary:
+            hashes = pool.submit(checkpoint.hashes)  # reads what is being copied, while it is in memory
+            if isinstance(layout, Distributed):
+                tell(temporary)
+                layout.write(temporary)
+            else:
+                write_shards(temporary, layout, progress)
+                if optimizer != "reset":
+                    shutil.copyfile(checkpoint.directory / CLOCK, temporary / CLOCK)
+            _write_side(temporary, checkpoint, plan, weights, dtype)
+            measured = measure(checkpoint.directory, temporary, plan) if measure else None
+            receipt = _receipt(checkpoint, plan, optimizer, measured, hashes.result())
+            write_json(temporary / LINEAGE, receipt.as_json())
+            (temporary / CARD).write_text(card_text(checkpoint, plan, receipt), encoding="utf-8")
 
 
 def _stored_as(dtype: str | None) -> str | None:
@@ -124,6 +141,7 @@ def _receipt(
         trains=fresh if plan.trains_only_fresh else None,
         parents=hashes,
         parent=before.as_json(),
+        skipped=before.skipped,
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from outgrow.arch import FAMILIES, Arch, arch_for
-from outgrow.checkpoint.safetensors_file import Entry, entry_bytes, read_header
+from outgrow.checkpoint.dcp import Blob, Chunked, is_dcp, read_dcp
+from outgrow.checkpoint.names import Names, names_of
+from outgrow.checkpoint.safetensors_file import Stored, entry_bytes, stored_in
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 
@@ -20,35 +22,28 @@ _NOT_SIDE = {CONFIG, INDEX, "outgrow.json", "training.json"}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor on disk: its file, where it lies there, and its name there."""
-
-    path: Path
-    entry: Entry
-    name: str
-
-    def read(self, rows: slice = slice(None)) -> Any:
-        """The tensor, or some of its rows, as a torch tensor, in fp32 for arithmetic (float64 if it is float64)."""
-        import torch
-        from safetensors import safe_open
-
-        with safe_open(self.path, framework="pt") as file:
-            tensor = file.get_tensor(self.name) if rows == slice(None) else file.get_slice(self.name)[rows]
-        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory, its headers read and checked against its config; no tensor is loaded."""
+    """A checkpoint directory, its headers read and checked against its config; no tensor is loaded.
+
+    Attributes:
+        directory: where it lies.
+        arch: its family.
+        config: its config.json.
+        tensors: name, as transformers names it -> where it lies.
+        names: of a distributed checkpoint: what its tensors are called there.
+        held: of a distributed checkpoint: everything in it, by the names there.
+    """
 
     directory: Path
     arch: Arch
     config: dict[str, Any]
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, Stored | Chunked]
+    names: Names | None = None
+    held: Mapping[str, Chunked | Blob] = field(default_factory=dict[str, "Chunked | Blob"])
 
     @property
     def weight_files(self) -> list[Path]:
-        return sorted({stored.path for stored in self.tensors.values()})
+        return sorted(set().union(*(stored.files for stored in self.tensors.values())))
 
     def hashes(self) -> dict[str, str]:
         """File name -> sha256 of every weight file."""
@@ -60,22 +55,32 @@ class Checkpoint:
         return [path for path in files if path.suffix in _SIDE_SUFFIXES or path.stem.upper() == "LICENSE"]
 
 
-def open_checkpoint(directory: Path, families: Iterable[Arch] = FAMILIES) -> Checkpoint:
+def open_checkpoint(
+    directory: Path, families: Iterable[Arch] = FAMILIES, trust_pickle: bool = False, config_file: Path | None = None
+) -> Checkpoint:
     """Reads config.json and every header of a directory, and checks names and shapes against the architecture.
 
     Args:
-        directory: a Hugging Face directory, or one safetensors file with its config.json beside it.
+        directory: a Hugging Face directory, one safetensors file, or a distributed checkpoint (DCP).
         families: the architectures that may be read.
+        trust_pickle: open the metadata of a distributed checkpoint, a pickle, by the rules of `dcp.read_dcp`.
+        config_file: the config.json, where none lies beside the weights.
     """
     file = directory if directory.is_file() else None
     directory = directory.parent if file else directory
     if not directory.is_dir():
         raise OutgrowError(f"there is no directory '{directory}'; give a Hugging Face checkpoint directory")
-    config = read_json(directory / CONFIG)
+    distributed = file is None and is_dcp(directory)
+    if distributed and config_file is None and not (directory / CONFIG).exists():
+        raise OutgrowError(f"the distributed checkpoint '{directory}' has no '{CONFIG}' beside it; say with --config where it is")
+    config_file = config_file or directory / CONFIG
+    config = read_json(config_file)
     if not isinstance(config, dict):
-        raise OutgrowError(f"'{directory / CONFIG}' must hold a JSON object")
+        raise OutgrowError(f"'{config_file}' must hold a JSON object")
     arch = arch_for(config, families)
-    tensors = stored_tensors(file or directory, arch)
+    held = read_dcp(directory, trust_pickle) if distributed else {}
+    names = names_of(held, arch, config) if distributed else None
+    tensors = names.tensors(held, arch, config) if names else stored_tensors(file or directory, arch)
     if arch.layers(config) > len(tensors):
         raise OutgrowError(f"config.json of '{directory}' says {arch.layers(config):,} layers, and its files hold {len(tensors)} tensors")
     expected = arch.shapes(config)
@@ -86,7 +91,7 @@ def open_checkpoint(directory: Path, families: Iterable[Arch] = FAMILIES) -> Che
     for name, shape in expected.items():
         if tensors[name].entry.shape != shape:
             raise OutgrowError(f"'{name}' in '{directory}' has shape {list(tensors[name].entry.shape)}, and config.json says {list(shape)}")
-    return Checkpoint(directory, arch, config, {name: tensors[name] for name in expected})
+    return Checkpoint(directory, arch, config, {name: tensors[name] for name in expected}, names, held)
 
 
 def stored_tensors(directory: Path, arch: Arch) -> dict[str, Stored]:
@@ -120,11 +125,6 @@ def shard_name(number: int, total: int) -> str:
 def index_text(weight_map: Mapping[str, str], total_bytes: int) -> str:
     """The text of an index file."""
     return json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}, indent=2) + "\n"
-
-
-def stored_in(path: Path) -> dict[str, Stored]:
-    """Every tensor of a safetensors file."""
-    return {name: Stored(path, entry, name) for name, entry in read_header(path).items()}
 
 
 def _stored(directory: Path) -> dict[str, Stored]:

@@ -7,18 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from outgrow.checkpoint.huggingface import Checkpoint, Stored, shard_name, shards
+from outgrow.checkpoint.huggingface import Checkpoint, shard_name, shards
 from outgrow.checkpoint.optimizer_state import CLOCK, MOMENTS, grown_names, moment_file, stored_moments
-from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, Entry, entry_bytes, write_header
+from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, FLOATS, Entry, Stored, write_header
 from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown, Policy
+from outgrow.growth.fresh import rows_at_once
 from outgrow.growth.plan import GrowthPlan
-
-# dtype on disk -> its name in torch and in config.json, for those that growth computes in
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-_PIECE = 1 << 24  # bytes in fp32 of the rows that are made at once, where rows can be made apart
 
 
 @dataclass
@@ -67,18 +62,19 @@ def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype:
     copied: dict[str, Stored] = {}
     for name in grown.tensors:
         source = grown.copied_from(name)
-        if source is not None and dtype in (None, own[name]):
-            copied[name] = checkpoint.tensors[source]
+        stored = checkpoint.tensors[source] if source is not None and dtype in (None, own[name]) else None
+        if isinstance(stored, Stored):
+            copied[name] = stored
         elif own[name] not in FLOATS:
             raise OutgrowError(f"'{name}' is stored as {own[name]}, in which growth cannot compute; save the model in bf16 first")
 
     def compute(name: str) -> Iterator[Any]:
         rows = shapes[name][0]
-        apart = grown.has_rows_apart(name)
-        step = max(1, _PIECE // (entry_bytes("F32", shapes[name]) // rows)) if apart else rows
+        apart = grown.has_rows_apart(name) and all(isinstance(one, Stored) for one in checkpoint.tensors.values())
+        step = rows_at_once(shapes[name]) if apart else rows
         for begin in range(0, rows, step):
             window.rows = slice(begin, min(begin + step, rows)) if apart else slice(None)
-            yield grown.weight(name)
+            yield grown.weight(name, window.rows)
 
     files = shards({name: (dtype or own[name], shape) for name, shape in shapes.items()}, largest)
     laid_out: list[Shard] = []
@@ -113,7 +109,14 @@ def bytes_of(tensor: Any, dtype: str) -> Any:
     """A computed torch tensor, cast once to the type it is stored as, as a buffer."""
     import torch
 
-    return tensor.to(getattr(torch, FLOATS[dtype])).contiguous().view(-1).view(torch.uint8).numpy().data
+    return raw(tensor.to(getattr(torch, FLOATS[dtype])))
+
+
+def raw(tensor: Any) -> Any:
+    """The bytes of a torch tensor, as a buffer."""
+    import torch
+
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _same_shapes(checkpoint: Checkpoint, stored: Mapping[str, Stored]) -> None:

@@ -12,7 +12,7 @@ from outgrow.files import read_json
 LINEAGE = "outgrow.json"
 _TYPES: dict[str, Any] = {
     "tokens": int, "flops": (int, float), "run": str, "plan": dict, "optimizer": str, "measured": dict, "trains": list,
-    "parents": dict, "parent": dict,
+    "parents": dict, "parent": dict, "skipped": int,
 }  # fmt: skip
 
 
@@ -30,6 +30,7 @@ class Lineage:
         trains: names of the tensors that training may change, if not all.
         parents: file name -> sha256 of every weight file it was grown from.
         parent: the lineage of the directory it was grown from.
+        skipped: tokens of data that its runs left out, before a loss spike.
     """
 
     tokens: int = 0
@@ -41,6 +42,7 @@ class Lineage:
     trains: list[str] | None = None
     parents: dict[str, str] | None = None
     parent: dict[str, Any] | None = None
+    skipped: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}

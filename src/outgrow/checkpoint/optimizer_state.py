@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from outgrow.checkpoint.huggingface import Stored, stored_in
+from outgrow.checkpoint.safetensors_file import Stored, stored_in
 from outgrow.growth.apply import Channel, Grown
 
 CLOCK = "training.json"

@@ -19,6 +19,13 @@ DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+# dtype on disk -> its name in torch and in config.json; growth computes in the first four
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+    "BOOL": "bool",
+}  # fmt: skip
+FLOATS = {name: TORCH_NAMES[name] for name in ("F64", "F32", "F16", "BF16")}
 LARGEST_HEADER = 100_000_000
 
 
@@ -36,6 +43,30 @@ class Entry:
         return self.end - self.begin
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk: its file, where it lies there, and its name there."""
+
+    path: Path
+    entry: Entry
+    name: str
+
+    @property
+    def files(self) -> set[Path]:
+        return {self.path}
+
+    def load(self, rows: slice = slice(None)) -> Any:
+        """The tensor, or some of its rows, as a torch tensor of its own type."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.name) if rows == slice(None) else file.get_slice(self.name)[rows]
+
+    def read(self, rows: slice = slice(None)) -> Any:
+        """The tensor, or some of its rows, in fp32 for arithmetic (float64 if it is float64)."""
+        return widened(self.load(rows))
+
+
 def entry_bytes(dtype: str, shape: Iterable[int]) -> int:
     """Bytes that a tensor occupies."""
     return DTYPE_BYTES[dtype] * math.prod(shape)
@@ -43,27 +74,28 @@ def entry_bytes(dtype: str, shape: Iterable[int]) -> int:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """Name -> entry of every tensor of a file; refuses a header that does not describe the file exactly."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if length > min(size - 8, LARGEST_HEADER):
-                raise OutgrowError(f"'{path}' is truncated or not safetensors: its {size} bytes cannot hold the header it announces")
-            text = file.read(length)
-    except FileNotFoundError:
-        raise OutgrowError(f"there is no file '{path}'") from None
-    try:
-        header = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:  # ValueError: malformed, not UTF-8, or a number of thousands of digits
-        raise OutgrowError(f"the header of '{path}' is not valid JSON: {error}") from None
-    except _DuplicateKeyError as error:
-        raise OutgrowError(f"the header of '{path}' names '{error}' twice") from None
-    if not isinstance(header, dict):
-        raise OutgrowError(f"the header of '{path}' must be a JSON object of tensors")
-    entries = {name: _entry(path, name, value, 8 + length) for name, value in header.items() if name != "__metadata__"}
-    _cover(path, entries, 8 + length, size)
+    header, start, size = _header(path)
+    entries = {name: _entry(path, name, value, start) for name, value in header.items() if name != "__metadata__"}
+    _cover(path, entries, start, size)
     return entries
+
+
+def read_comments(path: Path) -> dict[str, Any]:
+    """What a file's header says beside its tensors."""
+    comments = _header(path)[0].get("__metadata__")
+    return comments if isinstance(comments, dict) else {}
+
+
+def stored_in(path: Path) -> dict[str, Stored]:
+    """Every tensor of a safetensors file."""
+    return {name: Stored(path, entry, name) for name, entry in read_header(path).items()}
+
+
+def widened(tensor: Any) -> Any:
+    """A torch tensor in the type that growth computes in."""
+    import torch
+
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def write_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, Entry]]:
@@ -83,6 +115,29 @@ def write_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[by
         if name != "__metadata__"
     }
     return struct.pack("<Q", len(text)) + text, entries
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """A file's header, where its tensors begin, and its size."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if length > min(size - 8, LARGEST_HEADER):
+                raise OutgrowError(f"'{path}' is truncated or not safetensors: its {size} bytes cannot hold the header it announces")
+            text = file.read(length)
+    except FileNotFoundError:
+        raise OutgrowError(f"there is no file '{path}'") from None
+    try:
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:  # ValueError: malformed, not UTF-8, or a number of thousands of digits
+        raise OutgrowError(f"the header of '{path}' is not valid JSON: {error}") from None
+    except _DuplicateKeyError as error:
+        raise OutgrowError(f"the header of '{path}' names '{error}' twice") from None
+    if not isinstance(header, dict):
+        raise OutgrowError(f"the header of '{path}' must be a JSON object of tensors")
+    return header, 8 + length, size
 
 
 class _DuplicateKeyError(Exception):

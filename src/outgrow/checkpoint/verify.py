@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
-from outgrow.arch import FAMILIES, Arch
+from outgrow.checkpoint.dcp import Blob, Chunked
 from outgrow.checkpoint.grow import MAX_SHARD_BYTES
-from outgrow.checkpoint.huggingface import Checkpoint, Stored, open_checkpoint
-from outgrow.checkpoint.layout import FLOATS, Shard, bytes_of, moment_shards, weight_shards
+from outgrow.checkpoint.grow_dcp import Distributed, distributed_layout
+from outgrow.checkpoint.huggingface import Checkpoint, open_checkpoint
+from outgrow.checkpoint.layout import Shard, bytes_of, moment_shards, raw, weight_shards
 from outgrow.checkpoint.lineage import LINEAGE, read_lineage
 from outgrow.checkpoint.optimizer_state import stored_moments
+from outgrow.checkpoint.safetensors_file import FLOATS, Stored
 from outgrow.errors import OutgrowError
+from outgrow.growth.apply import Policy
 from outgrow.growth.plan import GrowthPlan
 
 _BLOCK = 1 << 22
 
 
-def verify(target: Path, source: Path, families: Iterable[Arch] = FAMILIES) -> int:
+def verify(target: Path | Checkpoint, source: Path | Checkpoint) -> int:
     """Compares every byte of every tensor with what the plan makes anew; returns how many tensors were compared.
 
     Raises:
         OutgrowError: the first difference, named: a source that is another, a config, a tensor.
     """
-    families = tuple(families)
-    before, after = open_checkpoint(source, families), open_checkpoint(target, families)
-    receipt = read_lineage(target)
+    before = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    after = target if isinstance(target, Checkpoint) else open_checkpoint(target)
+    receipt = read_lineage(after.directory)
     if receipt.plan is None:
-        raise OutgrowError(f"'{target}' has no plan in its '{LINEAGE}', so there is nothing to hold it against")
+        raise OutgrowError(f"'{after.directory}' has no plan in its '{LINEAGE}', so there is nothing to hold it against")
     plan = GrowthPlan.read(receipt.plan, before.arch)
     if plan.origin != before.config:
-        raise OutgrowError(f"the config of '{source}' is not the one that '{target}' was grown from")
+        raise OutgrowError(f"the config of '{before.directory}' is not the one that '{after.directory}' was grown from")
     if receipt.parents != before.hashes():
-        raise OutgrowError(f"the weight files of '{source}' are not those that '{target}' was grown from: their hashes differ")
+        raise OutgrowError(f"the weight files of '{before.directory}' are not those that '{after.directory}' was grown from: hashes differ")
     _same_config(after, plan)
+    dtype, policy = _dtype(after, before, plan), cast("Policy", receipt.optimizer or "reset")
+    if after.names:
+        return _compare_distributed(distributed_layout(before, plan, after.names, policy, dtype), after.held)
     compared = 0
-    for shard in weight_shards(before, plan, MAX_SHARD_BYTES, _dtype(after, before, plan)):
+    for shard in weight_shards(before, plan, MAX_SHARD_BYTES, dtype):
         compared += _compare(shard, after.tensors)
-    if receipt.optimizer in ("carry", "fresh-new"):
-        found = stored_moments(target)
-        for shard in moment_shards(before, plan, receipt.optimizer):
+    if policy != "reset":
+        found = stored_moments(after.directory)
+        for shard in moment_shards(before, plan, policy):
             compared += _compare(shard, found.get(shard.name.removesuffix(".safetensors"), {}))
     return compared
 
@@ -61,11 +68,27 @@ def _same_config(after: Checkpoint, plan: GrowthPlan) -> None:
             )
 
 
-def _compare(shard: Shard, found: dict[str, Stored] | object) -> int:
-    assert isinstance(found, dict)
+def _compare_distributed(layout: Distributed, held: Mapping[str, Chunked | Blob]) -> int:
+    for name in [*layout.kinds, *layout.blobs]:
+        if name not in held:
+            raise OutgrowError(f"'{name}' is missing, which the plan makes")
+    for name, (dtype, shape) in layout.kinds.items():
+        found = held[name]
+        if isinstance(found, Blob) or (found.entry.dtype, found.entry.shape) != (dtype, shape):
+            raise OutgrowError(f"'{name}' is not {dtype} {list(shape)} as the plan makes it")
+        if bytes(raw(found.whole())) != bytes(raw(layout.make[name]())):
+            raise OutgrowError(f"'{name}' of the target is not what the plan makes")
+    for name, blob in layout.blobs.items():
+        found = held[name]
+        if not isinstance(found, Blob) or found.read() != blob.read():
+            raise OutgrowError(f"'{name}' of the target is not what the source holds")
+    return len(layout.kinds) + len(layout.blobs)
+
+
+def _compare(shard: Shard, found: Mapping[str, Stored | Chunked]) -> int:
     for name, entry in shard.entries.items():
         stored = found.get(name)
-        if stored is None or (stored.entry.dtype, stored.entry.shape) != (entry.dtype, entry.shape):
+        if not isinstance(stored, Stored) or (stored.entry.dtype, stored.entry.shape) != (entry.dtype, entry.shape):
             raise OutgrowError(f"'{name}' is missing, or is not {entry.dtype} {list(entry.shape)} as the plan makes it")
         if name in shard.copied:
             expected: Iterator[bytes] = _blocks(shard.copied[name])

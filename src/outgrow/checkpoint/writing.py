@@ -5,19 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
-from outgrow.checkpoint.huggingface import Stored
 from outgrow.checkpoint.layout import Shard, bytes_of
-from outgrow.checkpoint.safetensors_file import Entry
+from outgrow.checkpoint.safetensors_file import Stored
 from outgrow.errors import OutgrowError
 
-THREADS = 2  # copies in flight: a file takes one writer at a time, and one waits on the disk
-_RANGE = 1 << 26  # bytes of one job
-_FLUSH_SECONDS = 0.2
+THREADS = 2  # files written at once; a file takes one writer at a time
+_RANGE = 1 << 26  # bytes that are asked for at once
+_FLUSH_SECONDS = 0.1
 _BLOCK = 1 << 20  # bytes that pass through this process where the kernel cannot copy by itself
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 Progress = Callable[[int, int], None]
@@ -27,10 +26,12 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
     """Writes every file of a layout and forces it to the disk; the bytes do not depend on threads or order."""
     total = sum(shard.bytes for shard in shards)
     done = 0
-    lock = threading.Lock()
+    lock, stopped = threading.Lock(), threading.Event()
 
     def report(count: int) -> None:
         nonlocal done
+        if stopped.is_set():
+            raise InterruptedError("another file failed")
         with lock:
             done += count
             progress(done, total)
@@ -43,8 +44,7 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
                 for shard in shards:
                     os.truncate(files[shard.name], shard.bytes)
                     _write_at(files[shard.name], memoryview(shard.header), 0)
-                    for name, stored in shard.copied.items():
-                        jobs += _copies(pool, files[shard.name], stored, shard.entries[name], report)
+                    jobs.append(pool.submit(_copy_all, shard, files[shard.name], report))
                 for shard in shards:
                     for name in shard.entries.keys() - shard.copied.keys():
                         place = shard.entries[name].begin
@@ -56,6 +56,7 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
             except BaseException:
+                stopped.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         for file in files.values():
@@ -80,31 +81,34 @@ def copy_range(stored: Stored, offset: int, count: int, file: int, place: int) -
 
 
 @contextmanager
-def _flushing(files: Iterable[int]) -> Generator[None, None, None]:
-    """Sends what is written on to the disk all the while, so that the last flush has little left."""
+def _flushing(files: Collection[int]) -> Generator[None, None, None]:
+    """Sends what is written on to the disk all the while and gives its memory back, so that the last flush has little left."""
     stop = threading.Event()
 
     def flush() -> None:
         while not stop.wait(_FLUSH_SECONDS):
             for file in files:
-                os.fdatasync(file)
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
     thread = threading.Thread(target=flush)
-    thread.start()
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join()
+        if thread.ident:
+            thread.join()
 
 
-def _copies(pool: ThreadPoolExecutor, file: int, stored: Stored, entry: Entry, report: Callable[[int], None]) -> list[Future[None]]:
-    def job(offset: int) -> None:
-        count = min(_RANGE, entry.bytes - offset)
-        copy_range(stored, offset, count, file, entry.begin + offset)
-        report(count)
-
-    return [pool.submit(job, offset) for offset in range(0, entry.bytes, _RANGE)]
+def _copy_all(shard: Shard, file: int, report: Callable[[int], None]) -> None:
+    """What a file copies from the source, in its order."""
+    for name, stored in shard.copied.items():
+        entry = shard.entries[name]
+        for offset in range(0, entry.bytes, _RANGE):
+            count = min(_RANGE, entry.bytes - offset)
+            copy_range(stored, offset, count, file, entry.begin + offset)
+            report(count)
 
 
 def _copy_some(source: int, begin: int, count: int, file: int, place: int) -> int:

@@ -1,83 +1,118 @@
-"""Sources of text: the Python standard library on this machine, or a folder of text files."""
+"""Sources of text, the distinct documents in them, and the side of each: training or held out."""
 
 from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from outgrow.data.readers import Texts, hub, reader
 from outgrow.errors import OutgrowError
 
-EMBEDDED = "python"
+EMBEDDED, INSTALLED, HUB = "python", "site-packages", "hf:"
 _NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__"}
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text with the name it is found under, relative to its source."""
+    """One text with the name it is found under, relative to its source.
+
+    Attributes:
+        position: bytes of all sources that were read to find it, for progress.
+    """
 
     name: str
     text: str
+    position: int = 0
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
+    @cached_property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.text.encode()).digest()
+
+
+def read(sources: Sequence[str], text_key: str = "text") -> Iterator[Document]:
+    """The non-empty documents of sources, one after another, files in name order.
+
+    Args:
+        sources: "python" for the standard library of the running interpreter, "site-packages" for what is installed beside it,
+            "hf:owner/name" or "hf:owner/name:config" for a hub data set, or the path of a file or folder.
+        text_key: where the text is in the records of .jsonl, .jsonl.zst, .jsonl.gz and .parquet files and of hub data sets.
+    """
+    before = 0
+    for source in sources:
+        empty = True
+        for name, size, texts in _pieces(source, text_key):
+            for text, done in texts:
+                if text.strip():
+                    empty = False
+                    yield Document(name, text, before + done)
+            before += size
+        if empty:
+            raise OutgrowError(f"the corpus '{source}' holds no text; give a folder with UTF-8 text files, or '{EMBEDDED}'")
+
+
+def size(sources: Sequence[str]) -> int | None:
+    """Bytes of all sources; None where a hub data set is among them."""
+    sizes = [sum(path.stat().st_size for path in _files(source)[1]) for source in sources if not source.startswith(HUB)]
+    return sum(sizes) if len(sizes) == len(sources) else None
 
 
 def documents(source: str) -> list[Document]:
-    """The distinct non-empty documents of a source, in name order.
+    """The distinct non-empty documents of a source."""
+    return list(distinct(read([source]), set()))
 
-    Args:
-        source: "python" for the standard library of the running interpreter, or the path of a text file or folder.
-    """
-    if source == EMBEDDED:
-        root, pattern = Path(sysconfig.get_paths()["stdlib"]), "*.py"
-    else:
-        root, pattern = Path(source), "*"
-        if not root.exists():
-            raise OutgrowError(f"the corpus '{source}' does not exist; give a text file, a folder of them, or '{EMBEDDED}'")
-    seen: set[str] = set()
-    found: list[Document] = []
-    for path in _files(root, pattern):
-        text = _text(path)
-        document = Document(path.relative_to(root).as_posix(), text or "")
-        if document.text.strip() and document.digest not in seen:
+
+def distinct(found: Iterable[Document], seen: set[bytes]) -> Iterator[Document]:
+    """The documents whose text is not among the digests in `seen`, which are added to it (some 120 bytes of memory each)."""
+    for document in found:
+        if document.digest not in seen:
             seen.add(document.digest)
-            found.append(document)
-    if not found:
-        raise OutgrowError(f"the corpus '{source}' holds no text; give a folder with UTF-8 text files, or '{EMBEDDED}'")
-    return found
+            yield document
 
 
-def split(found: list[Document], validation_share: float) -> tuple[list[Document], list[Document]]:
-    """(training, validation) documents. A document's side depends on its own text alone, so it can never be on both."""
-    limit = int(validation_share * 16**8)
-    held_out = [int(document.digest[:8], 16) < limit for document in found]
-    training = [document for document, held in zip(found, held_out, strict=True) if not held]
-    validation = [document for document, held in zip(found, held_out, strict=True) if held]
-    return training, validation
+def is_held_out(document: Document, validation_share: float) -> bool:
+    """The document's side. It depends on its own text alone, so no text can ever be on both."""
+    return int.from_bytes(document.digest[:4], "big") < int(validation_share * 2**32)
 
 
-def content_hash(found: list[Document]) -> str:
+def split(found: Iterable[Document], validation_share: float) -> tuple[list[Document], list[Document]]:
+    """(training, validation) documents."""
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    for document in found:
+        sides[is_held_out(document, validation_share)].append(document)
+    return sides
+
+
+def content_hash(digests: Iterable[bytes]) -> str:
     """One hash for a whole corpus: of every text, whatever the files are called or where they lie."""
     total = hashlib.sha256()
-    for digest in sorted(document.digest for document in found):
-        total.update(digest.encode())
+    for digest in sorted(digests):
+        total.update(digest.hex().encode())
     return total.hexdigest()
 
 
-def _files(root: Path, pattern: str) -> Iterator[Path]:
+def _pieces(source: str, text_key: str) -> Iterator[tuple[str, int, Texts]]:
+    """(name, bytes, texts) of each file of a source."""
+    if source.startswith(HUB):
+        yield source, 0, hub(source.removeprefix(HUB), text_key)
+        return
+    root, paths = _files(source)
+    for path in paths:
+        yield path.relative_to(root).as_posix(), path.stat().st_size, reader(path)(path, text_key)
+
+
+def _files(source: str) -> tuple[Path, list[Path]]:
+    """(root, files in name order) of a source on this machine."""
+    standard = {EMBEDDED: "stdlib", INSTALLED: "purelib"}
+    root = Path(sysconfig.get_paths()[standard[source]]) if source in standard else Path(source)
+    if not root.exists():
+        raise OutgrowError(
+            f"the corpus '{source}' does not exist; give a file of text, a folder of them, '{EMBEDDED}', '{INSTALLED}' or '{HUB}owner/name'"
+        )
     if root.is_file():
-        return iter([root])
-    inside = (path for path in root.rglob(pattern) if not _NOT_SOURCE & set(path.relative_to(root).parts))
-    return iter(sorted(path for path in inside if path.is_file()))
-
-
-def _text(path: Path) -> str | None:
-    """The file's text, or None where it is not UTF-8 (a few test files of the standard library are not, on purpose)."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return None
+        return root, [root]
+    inside = root.rglob("*.py" if source in standard else "*")
+    return root, sorted(path for path in inside if not _NOT_SOURCE & set(path.relative_to(root).parts) and path.is_file())

@@ -1,133 +1,190 @@
-"""A corpus packed into tokens on disk, and batches that are a pure function of (seed, tokens seen)."""
+"""Packed corpora that are ready to read, and batches that are a pure function of (seed, tokens seen)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from outgrow.data import tokenizer as bpe
+from outgrow.config import hash_of
 from outgrow.data.config import DataConfig
-from outgrow.data.corpus import Document, content_hash, documents, split
+from outgrow.data.corpus import content_hash, documents, split
+from outgrow.data.packing import MANIFEST, PARTS, SHARD_TOKENS, pack, too_few, train_on
+from outgrow.data.tokenizer import TOKENIZER_FILES
+from outgrow.data.tokens import Mixture, Row, Tokens, open_tokens, sha256
 from outgrow.errors import OutgrowError
-from outgrow.files import new_directory, read_json, write_json
-
-Tokens = NDArray[np.integer]
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+from outgrow.files import read_json
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed corpus.
+    """A packed corpus, or a mixture of several.
 
     Attributes:
-        directory: where it lies, tokenizer beside it.
+        directory: where it lies, tokenizer beside it; of a mixture, the first one's.
         training: [tokens] training tokens, memory-mapped.
-        validation: [tokens] held-out tokens, memory-mapped.
+        validation: [tokens] held-out tokens, memory-mapped; of a mixture, of each as much as its share.
         bytes_per_token: UTF-8 bytes of held-out text per held-out token, for bits per byte.
-        corpus_hash: hash of every text of the corpus.
+        corpus_hash: hash of every text of the corpus; of prepared directories, of every packed token and each share.
+        vocab: entries that a model's vocabulary needs, at least.
     """
 
     directory: Path
-    training: Tokens
+    training: Tokens | Mixture
     validation: Tokens
     bytes_per_token: float
     corpus_hash: str
+    vocab: int
 
     @property
     def tokenizer_files(self) -> list[Path]:
         return [self.directory / name for name in TOKENIZER_FILES]
 
 
-def prepare(config: DataConfig, cache: Path) -> Packed:
-    """Packs a corpus under `cache`, or finds it there: same text, vocabulary and held-out share, same place."""
+def prepare(config: DataConfig, cache: Path, verify: bool = True) -> Packed:
+    """Opens prepared directories; or packs a corpus under `cache`, or finds it there: same text, vocabulary and share, same place."""
+    if config.sources:
+        return _mixed(config, verify)
     found = documents(config.corpus)
-    corpus_hash = content_hash(found)
-    directory = cache / f"{corpus_hash[:10]}-{config.vocab}-{config.validation_share:g}"
-    if not (directory / "manifest.json").exists():
-        _pack(found, corpus_hash, config, directory)
-    return open_packed(directory)
+    corpus_hash = content_hash(document.digest for document in found)
+    directory = cache / f"packed-{corpus_hash[:10]}-{config.vocab}-{config.validation_share:g}"
+    settings = {"corpus": corpus_hash, "vocab": config.vocab, "validation_share": config.validation_share, "shard_tokens": SHARD_TOKENS}
+    try:
+        if not all(split(found, config.validation_share)):
+            raise too_few(len(found), config.validation_share)
+        pack(directory, lambda: found, train_on(found, config.vocab, config.validation_share), settings)
+    except OutgrowError as error:
+        raise OutgrowError(f"data.corpus '{config.corpus}': {error}") from None
+    return open_packed(directory, verify)
 
 
-def open_packed(directory: Path) -> Packed:
-    """Opens a packed corpus that `prepare` wrote."""
-    manifest = read_json(directory / "manifest.json")
-    training, validation = (np.load(directory / f"{part}.npy", mmap_mode="r") for part in ("training", "validation"))
-    return Packed(directory, training, validation, manifest["bytes_per_token"], manifest["corpus_hash"])
+def open_packed(directory: Path, verify: bool = True) -> Packed:
+    """Opens a packed corpus.
+
+    Args:
+        directory: what 'outgrow data prepare' or `prepare` wrote.
+        verify: read all of it once and compare with its manifest's hashes, and not only the lengths.
+    """
+    if not (directory / MANIFEST).exists():
+        raise OutgrowError(f"'{directory}' holds no packed corpus; 'outgrow data prepare SOURCE --output {directory}' writes one")
+    manifest = read_json(directory / MANIFEST)
+    try:
+        training, validation = (open_tokens(directory, manifest["shards"][part], verify) for part in PARTS)
+        return Packed(directory, training, validation, manifest["bytes_per_token"], manifest["corpus_hash"], manifest["vocab"])
+    except (KeyError, TypeError) as error:
+        raise OutgrowError(f"'{directory / MANIFEST}' is not the manifest of a packed corpus ({error}); prepare the data again") from None
 
 
-def _pack(found: list[Document], corpus_hash: str, config: DataConfig, directory: Path) -> None:
-    training, validation = split(found, config.validation_share)
-    if not training or not validation:
-        raise OutgrowError(
-            f"the corpus '{config.corpus}' has {len(found)} documents, too few to hold out a share of "
-            f"{config.validation_share:g}; give more documents or a larger data.validation_share"
-        )
-    tokenizer = bpe.train((document.text for document in training), config.vocab)
-    if tokenizer.get_vocab_size() < config.vocab:
-        raise OutgrowError(
-            f"the corpus '{config.corpus}' is too small for a vocabulary of {config.vocab}: it gave "
-            f"{tokenizer.get_vocab_size()}; set data.vocab to that, or give more text"
-        )
-    with new_directory(directory) as temporary:
-        packed = {name: _encode(tokenizer, part) for name, part in (("training", training), ("validation", validation))}
-        for name, tokens in packed.items():
-            np.save(temporary / f"{name}.npy", tokens)
-        bpe.save(tokenizer, temporary)
-        held_out_bytes = sum(len(document.text.encode()) for document in validation)
-        manifest = {
-            "corpus": config.corpus,
-            "corpus_hash": corpus_hash,
-            "vocab": config.vocab,
-            "documents": {"training": len(training), "validation": len(validation)},
-            "tokens": {name: len(tokens) for name, tokens in packed.items()},
-            "bytes_per_token": held_out_bytes / len(packed["validation"]),
-            "validation_documents": [document.name for document in validation],
-        }
-        write_json(temporary / "manifest.json", manifest)
-
-
-def _encode(tokenizer: Tokenizer, part: list[Document]) -> Tokens:
-    """All documents as one row of tokens, each followed by the end-of-text token."""
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
-    end = np.array([tokenizer.token_to_id(bpe.END_OF_TEXT)], dtype)
-    rows: list[Tokens] = []
-    for start in range(0, len(part), 256):
-        for encoded in tokenizer.encode_batch_fast([document.text for document in part[start : start + 256]]):
-            rows += [np.array(encoded.ids, dtype), end]
-    return np.concatenate(rows)
+def _mixed(config: DataConfig, verify: bool) -> Packed:
+    """The prepared directories of a config as one corpus."""
+    parts = [open_packed(Path(source.path), verify) for source in config.sources]
+    tokenizers = [sha256(part.tokenizer_files[0]) for part in parts]
+    for part, tokenizer in zip(parts, tokenizers, strict=True):
+        if tokenizer != tokenizers[0]:
+            places = f"'{parts[0].directory}' and '{part.directory}'"
+            raise OutgrowError(f"{places} were packed with different tokenizers; prepare both with the same --tokenizer")
+    weights = [Fraction(repr(source.weight)) for source in config.sources]
+    shares = tuple(weight / sum(weights) for weight in weights)
+    wanted = min(config.validation_tokens + 1, *(int(len(part.validation) / share) for part, share in zip(parts, shares, strict=True)))
+    held_out = [part.validation[: int(wanted * share)] for part, share in zip(parts, shares, strict=True)]
+    contents = [[read_json(part.directory / MANIFEST)["shards"], str(share)] for part, share in zip(parts, shares, strict=True)]
+    single = len(parts) == 1
+    return replace(
+        parts[0],
+        training=parts[0].training if single else Mixture(tuple(part.training for part in parts), shares),  # type: ignore[arg-type]
+        validation=parts[0].validation if single else Tokens(tuple(held_out)),
+        bytes_per_token=sum(float(share) * part.bytes_per_token for part, share in zip(parts, shares, strict=True)),
+        corpus_hash=hash_of(contents),
+    )
 
 
 @dataclass(frozen=True)
 class Batches:
     """Training sequences of `context` + 1 tokens, in an order that depends on the seed and the epoch alone.
 
-    The clock is tokens seen: whoever asks for the batch at a clock gets the same one, whatever ran before.
+    The clock is tokens seen: whoever asks for the batch at a clock gets the same one, whatever ran before, on however many ranks.
+    A mixture gives its sources' sequences in turn, so that any stretch of them holds each source in its share, to about one
+    sequence; each source is read in its own order and from end to end before any of it is read again.
     """
 
-    tokens: Tokens
+    tokens: Tokens | Mixture | Row
     context: int
     seed: int
 
     @property
     def sequences_per_epoch(self) -> int:
-        return (len(self.tokens) - 1) // self.context
+        """How many sequences there are until one of the sources has been read to its end."""
+        return min(int(count / share) for count, share in zip(self._sequences, self._shares, strict=True))
 
-    def at(self, tokens_seen: int, count: int) -> NDArray[np.int64]:
-        """The next `count` sequences at clock `tokens_seen`: [count, context + 1]."""
+    def at(self, tokens_seen: int, count: int, part: slice = slice(None)) -> NDArray[np.int64]:
+        """The next `count` sequences at clock `tokens_seen`: [count, context + 1].
+
+        With `part` only those: rank r of R reads `slice(r, None, R)`.
+        """
         first = tokens_seen // self.context
-        rows = [self._sequence(index) for index in range(first, first + count)]
-        return np.stack(rows)
+        return np.stack([self._sequence(index) for index in range(first, first + count)[part]])
+
+    def epochs(self, tokens_seen: int) -> tuple[float, ...]:
+        """How often each source has been read at a clock."""
+        index, read = tokens_seen // self.context, []
+        for (share, rest), sequences in zip(self._ladder, self._sequences, strict=True):
+            before = -(-index * share // rest)
+            read.append(before / sequences)
+            index -= before
+        return tuple(read)
 
     def _sequence(self, index: int) -> NDArray[np.int64]:
-        epoch, place = divmod(index, self.sequences_per_epoch)
-        start = int(_order(self.seed, epoch, self.sequences_per_epoch)[place]) * self.context
-        return self.tokens[start : start + self.context + 1].astype(np.int64)
+        source, turn = self._turn(index)
+        epoch, place = divmod(turn, self._sequences[source])
+        start = int(self._order(source, epoch)[place]) * self.context
+        return self._sources[source][start : start + self.context + 1].astype(np.int64)
+
+    def _turn(self, index: int) -> tuple[int, int]:
+        """(source, how many of its sequences came before) of a sequence.
+
+        The first source has ceil(index x share) of the sequences before `index`; what it leaves is dealt to the others likewise.
+        """
+        for source, (share, rest) in enumerate(self._ladder):
+            before = -(-index * share // rest)
+            if -(-(index + 1) * share // rest) > before:
+                return source, before
+            index -= before
+        raise AssertionError("the last source takes all that is left")
+
+    def _order(self, source: int, epoch: int) -> NDArray[np.int64]:
+        """The permutation of one epoch of a source. The newest of each source is kept."""
+        kept = self._orders.get(source)
+        if kept is None or kept[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch, source]).permutation(self._sequences[source])
+            kept = self._orders[source] = (epoch, order)
+        return kept[1]
+
+    @cached_property
+    def _orders(self) -> dict[int, tuple[int, NDArray[np.int64]]]:
+        return {}
+
+    @cached_property
+    def _sources(self) -> tuple[Tokens | Row, ...]:
+        return self.tokens.parts if isinstance(self.tokens, Mixture) else (self.tokens,)
+
+    @cached_property
+    def _shares(self) -> tuple[Fraction, ...]:
+        return self.tokens.shares if isinstance(self.tokens, Mixture) else (Fraction(1),)
+
+    @cached_property
+    def _ladder(self) -> list[tuple[int, int]]:
+        """Each source's share of what those before it leave, as a fraction of whole numbers."""
+        left = [share / sum(self._shares[source:]) for source, share in enumerate(self._shares)]
+        return [(share.numerator, share.denominator) for share in left]
+
+    @cached_property
+    def _sequences(self) -> tuple[int, ...]:
+        return tuple((len(source) - 1) // self.context for source in self._sources)
 
 
 def validation_batches(packed: Packed, config: DataConfig, sequences: int) -> Iterator[NDArray[np.int64]]:
@@ -136,9 +193,3 @@ def validation_batches(packed: Packed, config: DataConfig, sequences: int) -> It
     for first in range(0, total, sequences):
         starts = range(first * config.context, min(first + sequences, total) * config.context, config.context)
         yield np.stack([packed.validation[start : start + config.context + 1] for start in starts]).astype(np.int64)
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, sequences: int) -> NDArray[np.int64]:
-    """The permutation of one epoch; a batch at most spans two."""
-    return np.random.default_rng([seed, epoch]).permutation(sequences)

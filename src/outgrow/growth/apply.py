@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from outgrow.arch import Spec, Tensor, parse, size_of
 from outgrow.errors import OutgrowError
-from outgrow.growth.fresh import entries, is_silent, like, mask_of, normal
+from outgrow.growth.fresh import empty_like, entries, is_silent, like, mask_of, normal_rows
 from outgrow.growth.plan import GrowthPlan
 from outgrow.growth.rewrites import REWRITES
 from outgrow.spaces import AnyLift, Dense, Lift, Role
@@ -76,15 +76,17 @@ class Grown:
         self._embedding = next((parse(plan.arch.top[name]) for name in tied), None)
         self._sources = {tensor.name for tensor in plan.arch.tensors(plan.source_config)}
 
-    def weight(self, name: str) -> Any:
-        """A parameter of the target."""
+    def weight(self, name: str, rows: slice = slice(None)) -> Any:
+        """A parameter of the target, or, if it `has_rows_apart` and `read` gives those rows alone, some rows of it."""
         plan, tensor = self.plan, self.tensors[name]
-        source = self._source_weight
-        array = self._from_nothing(tensor) if plan.source_of(tensor) is None else self._moved(tensor, source, "weight")
+
+        def source(other: str) -> Any:
+            return self._before.weight(other, rows) if self._before else self._read(other)
 
         def moved(other: Tensor) -> Any:
-            return self._moved(other, source, "weight")
+            return self._moved(other, source, "weight", rows)
 
+        array = self._from_nothing(tensor, source) if plan.source_of(tensor) is None else moved(tensor)
         for rewrite, knobs in plan.rewrites.items():
             if REWRITES[rewrite].touches(plan, tensor):
                 array = REWRITES[rewrite].apply(plan, tensor, array, moved, **knobs)
@@ -123,12 +125,17 @@ class Grown:
             return None
         return self._before.copied_from(source) if self._before else source
 
+    def has_source(self, name: str) -> bool:
+        """Is a tensor made of one of the very first source, and not out of nothing?"""
+        source = self.plan.source_of(self.tensors[name])
+        return source is not None and (self._before is None or self._before.has_source(source))
+
     def has_rows_apart(self, name: str) -> bool:
         """Is every row of a tensor made of the same row of its source, so that they can be made a few at a time?"""
         plan, tensor = self.plan, self.tensors[name]
         source = plan.source_of(tensor)
         rows, *others = tensor.spec.axes
-        if source is None or plan.fill != "zero" or plan.rewrites or not others or rows.spaces & plan.lifts.keys():
+        if source is None or plan.rewrites or not others or rows.spaces & plan.lifts.keys():
             return False
         return self._before.has_rows_apart(source) if self._before else True
 
@@ -143,10 +150,7 @@ class Grown:
         same = plan.arch.name(plan.keys.get(tensor.key) or tensor.key, None if tensor.layer is None else 0, tensor.expert)
         return plan.source_of(tensor) or (same if same in self._sources else min(self._sources))
 
-    def _source_weight(self, name: str) -> Any:
-        return self._before.weight(name) if self._before else self._read(name)
-
-    def _moved(self, tensor: Tensor, read: Callable[[str], Any], channel: Channel) -> Any:
+    def _moved(self, tensor: Tensor, read: Callable[[str], Any], channel: Channel, rows: slice = slice(None)) -> Any:
         """A tensor that has a source: along its spaces, and times its branch's factor."""
         plan = self.plan
         source = plan.source_of(tensor)
@@ -160,41 +164,45 @@ class Grown:
         factor = plan.factor(tensor)
         if channel == "weight":
             moved = _times(tensor.spec, moved, factor)
-            return self._fill(tensor, moved)
+            return self._fill(tensor, moved, rows)
         # Of a branch that begins at zero, `state` keeps nothing but the size of its second moment.
         share = _read_share(plan, tensor) / (factor or 1.0)
         return moved if share == 1 else moved * share ** (2 if channel == "square" else 1)
 
-    def _fill(self, tensor: Tensor, array: Any) -> Any:
+    def _fill(self, tensor: Tensor, array: Any, rows: slice) -> Any:
         """Random weights where a lift gives nothing, but not in what must be silent at first."""
         plan = self.plan
         if plan.fill == "zero" or not tensor.spec.decays or not is_lifted(tensor.spec, plan.lifts) or is_silent(plan, tensor):
             return array
-        where = np.logical_or(*entries(tensor.spec, plan.lifts, self._sizes, "empty"))
+        masks = entries(tensor.spec, plan.lifts, self._sizes, "empty")
+        where = np.logical_or(*(mask[rows] if len(mask) > 1 else mask for mask in masks))
         if not where.any():
             return array
-        values = self._random(tensor)
-        values *= where
-        array += like(array, values)  # ours: a lift has just made it
+        where = np.broadcast_to(where, tuple(array.shape))
+        for some, values in self._random(tensor, rows):
+            array[some] += like(array, values * where[some])  # ours: a lift has just made it
         return array
 
-    def _from_nothing(self, tensor: Tensor) -> Any:
+    def _from_nothing(self, tensor: Tensor, read: Callable[[str], Any]) -> Any:
         """A fresh tensor: gains one, biases zero, matrices random."""
         plan = self.plan
-        near = self._source_weight(self._near(tensor))
-        array = like(near, np.full(self._shape(tensor), 0.0 if tensor.spec.plus_one or not tensor.spec.is_gain else 1.0))
+        array = empty_like(read(self._near(tensor)), self._shape(tensor))
         if tensor.spec.decays:
-            array = like(near, self._random(tensor))
+            for some, values in self._random(tensor):
+                array[some] = like(array, values)
+        else:
+            array[...] = 0.0 if tensor.spec.plus_one or not tensor.spec.is_gain else 1.0
         return _times(tensor.spec, array, plan.factor(tensor))
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
         return self.plan.grown_arch.shape(tensor.spec, self.plan.grown_arch.sizes(self.plan.target_config))
 
-    def _random(self, tensor: Tensor) -> NDArray[np.float32]:
+    def _random(self, tensor: Tensor, rows: slice = slice(None)) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         plan = self.plan
-        values = normal(plan.seed, tensor.name, self._shape(tensor))
-        values *= plan.grown_arch.deviation(tensor.spec, plan.target_config)
-        return values
+        deviation = plan.grown_arch.deviation(tensor.spec, plan.target_config)
+        for some, values in normal_rows(plan.seed, tensor.name, self._shape(tensor), rows):
+            values *= deviation
+            yield some, values
 
 
 def grow(plan: GrowthPlan, tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -237,7 +245,7 @@ def _joined(pieces: list[Any], place: int) -> Any:
     """The pieces one after another on an axis, as one array of their kind."""
     shape = list(pieces[0].shape)
     shape[place] = sum(piece.shape[place] for piece in pieces)
-    whole = pieces[0].new_empty(shape) if hasattr(pieces[0], "new_empty") else np.empty(shape, pieces[0].dtype)
+    whole = empty_like(pieces[0], tuple(shape))
     begin = 0
     for piece in pieces:
         whole[(slice(None),) * place + (slice(begin, begin + piece.shape[place]),)] = piece

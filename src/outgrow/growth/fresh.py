@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from outgrow.spaces import AnyLift, Lift
 Mask = NDArray[np.bool_]
 # empty: nothing is copied there. repeated: that, or a second copy of something.
 Newness = Literal["empty", "repeated"]
+_PIECE = 1 << 22  # numbers of a tensor that are made at once, where its rows can be made apart
 
 
 def entries(spec: Spec, lifts: Mapping[str, AnyLift], sizes: Mapping[str, int], newness: Newness) -> tuple[Mask, Mask]:
@@ -49,13 +51,38 @@ def is_silent(plan: GrowthPlan, tensor: Tensor) -> bool:
 
 def normal(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Standard normal numbers that depend on the seed and the tensor's name alone."""
-    key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16], "little")
-    return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32)
+    return np.concatenate([values for _, values in normal_rows(seed, name, shape)])
+
+
+def normal_rows(
+    seed: int, name: str, shape: tuple[int, ...], rows: slice = slice(None)
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:  # fmt: skip
+    """The same numbers, `rows_at_once` rows after others, for tensors of which memory should not hold a second one.
+
+    With `rows`, which begins at a multiple of `rows_at_once`, only those; the slices count from its begin.
+    """
+    begin, end, _ = rows.indices(shape[0])
+    step = rows_at_once(shape)
+    for first in range(begin, end, step):
+        last = min(first + step, end)
+        key = f"{seed} {name} {first}" if first else f"{seed} {name}"
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")))
+        yield slice(first - begin, last - begin), generator.standard_normal((last - first, *shape[1:]), np.float32)
+
+
+def rows_at_once(shape: tuple[int, ...]) -> int:
+    """How many rows of a large tensor are made at a time."""
+    return max(1, _PIECE // math.prod(shape[1:]))
 
 
 def like(array: Any, values: Any) -> Any:
     """Numbers as an array of the same kind and dtype, numpy or torch."""
     return array.new_tensor(values) if hasattr(array, "new_tensor") else np.asarray(values, array.dtype)
+
+
+def empty_like(array: Any, shape: tuple[int, ...]) -> Any:
+    """An array of the same kind and dtype and another shape, its entries yet to be set."""
+    return array.new_empty(shape) if hasattr(array, "new_empty") else np.empty(shape, array.dtype)
 
 
 def masked(plan: GrowthPlan) -> dict[str, tuple[Mask, NDArray[np.float32]]]:

@@ -26,10 +26,14 @@ def logit_difference(source: Any, target: Any) -> float:
 def untrained(plan: GrowthPlan, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What no step has changed of the target: tensors, and new indices of tensors. Three steps of any optimizer suffice.
 
+    A bias is trained where its matrix's rows are, so only the rows are looked at: softmax does not see a bias of the keys that is the
+    same at every position, and rounding alone moves it.
+
     Args:
         before, after: name -> numpy array of the target, before and after the steps.
     """
-    return [dead for tensor in plan.grown_arch.tensors(plan.target_config) for dead in _dead(plan, tensor, before, after)]
+    tensors = [tensor for tensor in plan.grown_arch.tensors(plan.target_config) if not tensor.spec.is_bias]
+    return [dead for tensor in tensors for dead in _dead(plan, tensor, before, after)]
 
 
 def gradient_difference(plan: GrowthPlan, source: Mapping[str, Any], target: Mapping[str, Any]) -> float:

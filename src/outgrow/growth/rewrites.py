@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outgrow.arch import Tensor, size_of
-from outgrow.growth.fresh import entries, like, normal
+from outgrow.growth.fresh import empty_like, entries, like, normal, normal_rows
 from outgrow.growth.plan import GrowthPlan
 from outgrow.spaces import Lift
 
@@ -27,7 +27,11 @@ class Rewrite:
 
 def noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, share: float) -> Any:
     """W <- (1 - share) W + share eps, eps at the scale of fresh weights (arXiv 2405.15319). The function changes."""
-    return array * (1 - share) + like(array, share * _epsilon(plan, tensor))
+    noisy = empty_like(array, tuple(array.shape))
+    deviation = plan.grown_arch.deviation(tensor.spec, plan.target_config)
+    for rows, values in normal_rows(plan.seed, f"noise {tensor.name}", tuple(array.shape)):
+        noisy[rows] = array[rows] * (1 - share) + like(array, values * (share * deviation))
+    return noisy
 
 
 def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, share: float) -> Any:

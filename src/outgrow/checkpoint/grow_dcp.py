@@ -1,0 +1,112 @@
+"""A grown checkpoint in DCP's form: made a tensor at a time, by as many ranks as `torchrun` starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from outgrow.checkpoint.dcp import Blob, Chunked, write_dcp
+from outgrow.checkpoint.huggingface import Checkpoint
+from outgrow.checkpoint.names import Names
+from outgrow.checkpoint.optimizer_state import MOMENTS
+from outgrow.checkpoint.safetensors_file import FLOATS, entry_bytes
+from outgrow.errors import OutgrowError
+from outgrow.growth.apply import Grown, Policy
+from outgrow.growth.plan import GrowthPlan
+
+
+@dataclass
+class Distributed:
+    """What a grown distributed checkpoint will hold, settled before the first byte.
+
+    Attributes:
+        kinds: name -> (dtype as safetensors names it, shape) of every tensor.
+        make: name -> what makes it.
+        blobs: name -> bytes that are moved as they are.
+    """
+
+    kinds: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict[str, "tuple[str, tuple[int, ...]]"])
+    make: dict[str, Callable[[], Any]] = field(default_factory=dict[str, "Callable[[], Any]"])
+    blobs: dict[str, Blob] = field(default_factory=dict[str, Blob])
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry_bytes(*kind) for kind in self.kinds.values()) + sum(blob.length for blob in self.blobs.values())
+
+    def add(self, name: str, one: Chunked | Blob) -> None:
+        """Something that stays as it is."""
+        if isinstance(one, Blob):
+            self.blobs[name] = one
+        else:
+            self.kinds[name] = one.entry.dtype, one.entry.shape
+            self.make[name] = one.whole
+
+    def write(self, directory: Path) -> None:
+        """Writes it."""
+        write_dcp(directory, self.kinds, lambda name: self.make[name](), self.blobs)
+
+
+def distributed_layout(checkpoint: Checkpoint, plan: GrowthPlan, names: Names, policy: Policy, dtype: str | None = None) -> Distributed:
+    """Weights under `names`, and with them, unless they are reset, the optimizer's state and whatever else the source holds."""
+    found = Distributed()
+    shapes = plan.grown_arch.shapes(plan.target_config)
+    grown = Grown(plan, lambda name: checkpoint.tensors[name].read())
+    for name, shape in shapes.items():
+        own = checkpoint.tensors[grown.reference(name)].entry.dtype
+        if own not in FLOATS:
+            raise OutgrowError(f"'{name}' is stored as {own}, in which growth cannot compute; save the model in bf16 first")
+        found.kinds[names.on_disk(name)] = dtype or own, shape
+        found.make[names.on_disk(name)] = _weight(checkpoint, grown, name, names.rows_to(name), dtype or own)
+    for alias, name in plan.grown_arch.aliases(plan.target_config).items():
+        if names.on_disk(alias) in checkpoint.held:
+            found.kinds[names.on_disk(alias)] = found.kinds[names.on_disk(name)]
+            found.make[names.on_disk(alias)] = found.make[names.on_disk(name)]
+    if policy != "reset":
+        _add_state(found, checkpoint, plan, names, policy)
+    return found
+
+
+def _add_state(found: Distributed, checkpoint: Checkpoint, plan: GrowthPlan, names: Names, policy: Policy) -> None:
+    """The optimizer's state and settings, which stand under the names of parameters, and all else as it is."""
+    of_parameters = (checkpoint.names or names).per_parameter(checkpoint.held, checkpoint.tensors)
+    if not any(field in MOMENTS for fields in of_parameters.values() for _, field in fields):
+        raise OutgrowError(f"'{checkpoint.directory}' carries no optimizer state to {policy}; use --optimizer reset")
+    shapes = plan.grown_arch.shapes(plan.target_config)
+    for before, moment in sorted({key for fields in of_parameters.values() for key in fields}):
+        stored = {name: fields[before, moment] for name, fields in of_parameters.items() if (before, moment) in fields}
+        grown = Grown(plan, lambda name, stored=stored: stored[name].read())  # type: ignore[union-attr]
+        for name in grown.tensors:
+            one = stored.get(grown.reference(name))
+            key = f"{before}{names.on_disk(name)}.{moment}"
+            if one is not None and (moment not in MOMENTS or isinstance(one, Blob)):
+                found.add(key, one)
+            elif one is not None:
+                found.kinds[key] = one.entry.dtype, shapes[name]  # type: ignore[union-attr]
+                found.make[key] = _moment(grown, name, moment, policy, names.rows_to(name), one.entry.dtype)  # type: ignore[union-attr]
+    old = checkpoint.names or names
+    taken = {old.on_disk(name) for name in (*checkpoint.tensors, *plan.arch.aliases(plan.origin))}
+    taken |= {f"{key[0]}{old.on_disk(name)}.{key[1]}" for name, fields in of_parameters.items() for key in fields}
+    for key in checkpoint.held.keys() - taken:
+        found.add(key, checkpoint.held[key])
+
+
+def _weight(checkpoint: Checkpoint, grown: Grown, name: str, turned: Callable[[Any], Any], dtype: str) -> Callable[[], Any]:
+    def make() -> Any:
+        source = grown.copied_from(name)
+        if source is None:
+            return _cast(turned(grown.weight(name)), dtype)
+        return _cast(turned(checkpoint.tensors[source].load()), dtype)
+
+    return make
+
+
+def _moment(grown: Grown, name: str, moment: str, policy: Policy, turned: Callable[[Any], Any], dtype: str) -> Callable[[], Any]:
+    return lambda: _cast(turned(grown.state(name, MOMENTS[moment], policy)), dtype)
+
+
+def _cast(tensor: Any, dtype: str) -> Any:
+    import torch
+
+    return tensor.to(getattr(torch, FLOATS[dtype])).contiguous()

@@ -1,0 +1,65 @@
+"""The processes that `torchrun` started, where there are several: who leads, and how rank 0 tells the others where to write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def world() -> int:
+    """How many processes work together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this is."""
+    return int(os.environ.get("RANK", "0")) if world() > 1 else 0
+
+
+def leads() -> bool:
+    """Is this the process that names and finishes files: rank 0, or the only one?"""
+    return rank() == 0
+
+
+def join_ranks() -> None:
+    """Makes a process group of the processes that `torchrun` started, if it did."""
+    if world() > 1:
+        import torch
+        from torch import distributed
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if not distributed.is_initialized():
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+@contextmanager
+def telling(group: Any = None) -> Generator[Callable[[Path], None], None, None]:
+    """Yields what tells the other ranks where to write; where that is never reached, they are told that there is nothing to do."""
+    done = False
+
+    def tell(place: Path | None) -> None:
+        nonlocal done
+        done = True
+        if world() > 1:
+            from torch import distributed
+
+            distributed.broadcast_object_list([place and str(place)], group=group)
+
+    try:
+        yield tell
+    finally:
+        if not done:
+            tell(None)
+
+
+def told(group: Any = None) -> Path | None:
+    """Where rank 0 says to write."""
+    from torch import distributed
+
+    place: list[str | None] = [None]
+    distributed.broadcast_object_list(place, group=group)
+    return Path(place[0]) if place[0] else None

@@ -1,0 +1,111 @@
+"""Texts out of files and hub data sets, one at a time, each with how many bytes of its file were read to find it."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from outgrow.errors import OutgrowError
+
+Texts = Iterator[tuple[str, int]]
+
+
+def reader(path: Path) -> Callable[[Path, str], Texts]:
+    """What reads a file of this name: records from .jsonl, from .parquet and from compressed .jsonl or .json, whole text from any other."""
+    if path.name.endswith((".jsonl", ".jsonl.zst", ".jsonl.gz", ".json.zst", ".json.gz")):  # all one object a line, as published
+        return lines
+    return parquet if path.suffix == ".parquet" else whole
+
+
+def whole(path: Path, text_key: str) -> Texts:
+    """The file as one text; nothing where it is not UTF-8 (a few test files of the standard library are not, on purpose)."""
+    try:
+        yield path.read_text(encoding="utf-8"), path.stat().st_size
+    except UnicodeDecodeError:
+        return
+
+
+def lines(path: Path, text_key: str) -> Texts:
+    """The texts of a file with one JSON object a line, plain or compressed."""
+    number = 0
+    try:
+        with path.open("rb") as file, _decompressed(path, file) as text:
+            for number, line in enumerate(text, 1):
+                if line.strip():
+                    yield _text(json.loads(line), text_key, f"'{path}', line {number},"), file.tell()
+    except json.JSONDecodeError as error:
+        raise OutgrowError(f"'{path}', line {number}, is not JSON ({error.msg}, column {error.colno}); mend or remove the line") from None
+    except OutgrowError:
+        raise
+    except Exception as error:  # a damaged file: gzip, zstandard and UTF-8 each have their own words for it
+        reason = " ".join(str(error).split())
+        raise OutgrowError(f"'{path}' cannot be read after line {number} ({reason}); get the file again") from None
+
+
+def parquet(path: Path, text_key: str) -> Texts:
+    """The texts of one column of a parquet file."""
+    arrow, arrow_parquet = _module("pyarrow", path), _module("pyarrow.parquet", path)
+    try:
+        with arrow_parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if text_key not in names:
+                raise OutgrowError(f"'{path}' has no column '{text_key}'; it has {', '.join(names)}: name one with --text-key")
+            size, rows, done = path.stat().st_size, max(file.metadata.num_rows, 1), 0
+            for batch in file.iter_batches(columns=[text_key]):
+                for record in batch.to_pylist():
+                    done += 1
+                    yield _text(record, text_key, f"'{path}', row {done},"), size * done // rows
+    except arrow.ArrowInvalid as error:
+        raise OutgrowError(f"'{path}' is not a whole parquet file ({str(error).splitlines()[0]}); get the file again") from None
+
+
+def hub(name: str, text_key: str) -> Texts:
+    """The texts of a hub data set's training split, streamed; `owner/name` or `owner/name:config`."""
+    datasets = _module("datasets", name)
+    path, _, config = name.partition(":")
+    done = 0
+    try:
+        for number, record in enumerate(datasets.load_dataset(path, config or None, split="train", streaming=True), 1):
+            text = _text(record, text_key, f"'{name}', record {number},")
+            done += len(text)
+            yield text, done
+    except OutgrowError:
+        raise
+    except Exception as error:  # what fails is the network's, the hub's or the data set's own, each with its own classes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OutgrowError(
+            f"the hub data set '{name}' cannot be read ({reason}); check its name and the network, or give local files"
+        ) from None
+
+
+def _decompressed(path: Path, file: Any) -> Any:
+    """An open file as text."""
+    if path.suffix == ".zst":
+        file = _module("zstandard", path).ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    elif path.suffix == ".gz":
+        file = gzip.GzipFile(fileobj=file)
+    return io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+
+
+def _text(record: Any, key: str, where: str) -> str:
+    """The text of a record; empty where it is null. Halves of surrogate pairs, which are no text, become question marks."""
+    if not isinstance(record, dict):
+        raise OutgrowError(f"{where} is not an object with a '{key}'")
+    if key not in record:
+        raise OutgrowError(f"{where} has no '{key}'; it has {', '.join(map(str, record)) or 'no keys'}: name one with --text-key")
+    text = record[key]
+    if text is not None and not isinstance(text, str):
+        raise OutgrowError(f"{where} has a '{key}' that is not text but {type(text).__name__}; name another with --text-key")
+    return (text or "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _module(name: str, what: object) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise OutgrowError(f"reading '{what}' needs '{name}', which is not installed; pip install 'outgrow[data]'") from None
