@@ -118,7 +118,7 @@ def test_ctrl_c_before_anything_is_trained(tmp_path):
     code = (
         "import sys, outgrow.config; sys.argv = ['outgrow', 'train', 'run.yaml']\n"
         "def interrupted(*arguments):\n    raise KeyboardInterrupt\n"
-        "outgrow.config.load = interrupted\n"
+        "outgrow.config.read_yaml = interrupted\n"
         "from outgrow.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)

@@ -21,7 +21,7 @@ from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.runs import GROWN, execute, final_checkpoint, flops_before, own_flops, place
 from outgrow.models.masks import make_masks
-from outgrow.training.config import AdamWConfig, LearnConfig, RunConfig, Start
+from outgrow.training.config import LearnConfig, OptimizerConfig, RunConfig, Start
 from outgrow.training.loop import latest_checkpoint, read_rows
 from outgrow.training.maps import learn_maps, learning_flops
 from outgrow.training.state import BEHIND_MASKS
@@ -37,7 +37,7 @@ def settings(corpus):
     return {
         "data": DataConfig(corpus=str(corpus), vocab=300, context=16, validation_share=0.1, validation_tokens=128),
         "batch_tokens": BATCH,
-        "optimizer": AdamWConfig(learning_rate=1e-2),
+        "optimizer": OptimizerConfig(learning_rate=1e-2),
         "precision": "fp32",
         "save_every": 10**9,
     }
@@ -236,7 +236,11 @@ def test_the_base_is_frozen_while_maps_are_learned(base, grow_on, tmp_path):
 
 def test_identities_of_runs_without_the_new_settings_are_what_they_were():
     run = RunConfig(
-        model={**ODD, "vocab_size": 300}, tokens=64, batch_tokens=64, data=DataConfig(context=16), optimizer=AdamWConfig(learning_rate=0.1)
+        model={**ODD, "vocab_size": 300},
+        tokens=64,
+        batch_tokens=64,
+        data=DataConfig(context=16),
+        optimizer=OptimizerConfig(learning_rate=0.1),
     )
     plain = RunConfig(
         start=Start(run=run, operator="stack"), tokens=128, batch_tokens=64, data=DataConfig(context=16), optimizer=run.optimizer

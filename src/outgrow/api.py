@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outgrow.arch import FAMILIES, Arch, Config, arch_for
-from outgrow.checkpoint.grow import MAX_SHARD_BYTES, Measure, grow_directory
+from outgrow.checkpoint.grow import MAX_SHARD_BYTES, Form, Measure, grow_directory
 from outgrow.checkpoint.hub import local
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.growth.apply import Grown, Policy
@@ -48,6 +48,9 @@ def grow(
     dtype: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
+    form: Form = "huggingface",
+    trust_pickle: bool = False,
+    config: Path | None = None,
     measure: Measure | None = None,
     operators: Mapping[str, Operator] = OPERATORS,
     families: Iterable[Arch] = FAMILIES,
@@ -55,25 +58,26 @@ def grow(
     """Grows a checkpoint from one directory to another at disk speed, in bounded memory; returns the plan.
 
     Args:
-        source: a Hugging Face directory, a safetensors file with its config.json beside it, or a hub id. Only read.
+        source: a Hugging Face directory, a safetensors file with its config.json beside it, a distributed checkpoint (DCP) or a
+            hub id. Only read.
         target: the directory to write; it appears whole or not at all.
         operator, knobs: as for `plan`, or a plan.
         optimizer: what becomes of optimizer state beside the weights.
         dtype: torch's name of a float type for all weights; each keeps its own if None.
         max_shard_bytes: largest bytes of tensors in one file.
         overwrite: replace a checkpoint that stands at `target`.
+        form: `dcp` or `torchtitan` writes a distributed checkpoint instead, with every rank of a process group calling this.
+        trust_pickle: open the metadata of a distributed checkpoint, a pickle, with a reader that admits DCP's own classes alone.
+        config: the config.json of a source that has none beside it.
         measure: such as `outgrow.models.measure.measured`, for the receipt.
         operators, families: what is known, your own among it.
 
     Raises:
         OutgrowError: one sentence that names the thing and the way out; nothing is left at `target`.
     """
-    families = tuple(families)
-    place = local(str(source))
-    made = operator if isinstance(operator, GrowthPlan) else plan(
-        open_checkpoint(place, families).config, operator, knobs, operators=operators, families=families
-    )  # fmt: skip
-    grow_directory(place, Path(target), made, max_shard_bytes, optimizer, dtype, overwrite, measure=measure, families=families)
+    found = open_checkpoint(local(str(source)), families, trust_pickle, config)
+    made = operator if isinstance(operator, GrowthPlan) else make_plan(operator, found.arch, found.config, knobs, operators)
+    grow_directory(found, Path(target), made, max_shard_bytes, optimizer, dtype, overwrite, form, measure=measure)
     return made
 
 

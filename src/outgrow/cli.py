@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,16 +23,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+data_app = typer.Typer(help="Text to packed tokens.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs and packed data are kept and found again.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="A comparison recipe (YAML); the built-in one if not given.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, such as 0 or 0,1,2; three or more give an interval.")]
 Page = Annotated[Path | None, typer.Option("--output", help="Where the report goes; RUNS/report.html if not given.")]
 
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting in place of the file's: optimizer.learning_rate=0.001. May be repeated.")
+]
+Track = Annotated[list[str] | None, typer.Option("--track", help="tensorboard (if not given) or wandb. May be repeated.")]
+DEFAULT_TRACK = ("tensorboard",)
 Operators = Annotated[str | None, typer.Option("--operator", help="A growth operator, or several with their knobs; stack if not given.")]
 Factor = Annotated[int | None, typer.Option("--factor", help="Growth factor g, for an operator that has one.")]
 Knobs = Annotated[list[str] | None, typer.Option("--knob", help="A knob of a single operator, NAME=VALUE. May be repeated.")]
 OperatorFile = Annotated[str | None, typer.Option("--operator-file", help="A Python file with operators of your own; it is run.")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Open the metadata of a distributed checkpoint, a pickle; DCP's own classes alone.")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="The config.json, where none lies beside the weights.")]
 FamilyFile = Annotated[Path | None, typer.Option("--family-file", help="A data file (YAML) that describes a family of your own.")]
 
 
@@ -53,18 +65,66 @@ def demo(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A run (YAML): model or start, data, tokens, optimizer, schedule.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe of stages, or one run (YAML).")],
     runs: Runs = Path("runs"),
+    change: Changes = None,
+    track: Track = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it needs, and train nothing.")] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="With --dry-run: over how many ranks.")] = 1,
+    days: Annotated[float, typer.Option(min=0.001, help="With --dry-run: how long it may take.")] = 7.0,
 ) -> None:
-    """Train one run to its end, and first the runs it starts from; resume what was interrupted."""
-    from outgrow.config import load
+    """Train a recipe to its end, stage by stage, or one run and the runs it starts from; resume what was interrupted.
+
+    'torchrun --nproc-per-node N --no-python outgrow train RECIPE' trains on N ranks.
+    """
+    from outgrow.lab.recipe import read_runs
+
+    found = read_runs(recipe, change or [])
+    if dry_run:
+        from outgrow.lab.budget import need_lines
+
+        print("\n".join(need_lines(found, ranks, days)))
+        return
+    from outgrow.checkpoint.ranks import join_ranks, leads
     from outgrow.lab.runs import final_checkpoint
     from outgrow.lab.watch import execute_all
-    from outgrow.training.config import RunConfig
 
-    run = load(RunConfig, config)
-    result = execute_all([run], runs)[run.identity()]
-    print(f"held-out loss {result.final_loss:.4f} at {run.tokens:,} tokens, {result.flops:.3e} FLOPs; {final_checkpoint(run, runs)}")
+    join_ranks()
+    results = execute_all(found, runs, track=tuple(track or DEFAULT_TRACK))
+    for run in found if leads() else []:
+        result = results[run.identity()]
+        cost = f"held-out loss {result.final_loss:.4f} at {run.tokens:,} tokens, {result.flops:.3e} FLOPs"
+        print(f"{run.name}: {cost}; {final_checkpoint(run, runs)}")
+
+
+@app.command()
+def submit(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of stages, or one run (YAML).")],
+    runs: Runs = Path("runs"),
+    change: Changes = None,
+    track: Track = None,
+    cluster: Annotated[str, typer.Option(help="slurm, or local for processes of this machine.")] = "slurm",
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks on each node, one a GPU.")] = 8,
+    hours: Annotated[float, typer.Option(min=0.01, help="After which the job is stopped, and queued again.")] = 24.0,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of SLURM, NAME=VALUE, such as partition=gpu. May be repeated.")
+    ] = None,
+    logs: Annotated[Path, typer.Option(help="Where the ranks' output goes.")] = Path("logs"),
+    follow: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
+) -> None:
+    """Train a recipe as a SLURM job; when it is preempted or out of time it is queued again and goes on."""
+    from outgrow.lab.recipe import read_runs
+    from outgrow.lab.submit import Job
+    from outgrow.lab.submit import submit as handed_over
+
+    read_runs(recipe, change or [])  # mistakes are told here, not in a log
+    job = Job(recipe.absolute(), tuple(change or ()), runs.absolute(), tuple(track or DEFAULT_TRACK))
+    made = handed_over(job, cluster, logs, nodes, ranks, hours, dict(_knob(text) for text in option or []))
+    print(f"job {made.job_id}; its output: {logs}")
+    if follow:
+        for name, loss in made.results()[0].items():
+            print(f"{name}: held-out loss {loss:.4f}")
 
 
 @app.command()
@@ -82,24 +142,26 @@ def grow(
     dtype: Annotated[str | None, typer.Option(help="Store all weights as float32, bfloat16, ...; each keeps its own if not given.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that stands at the target.")] = False,
+    form: Annotated[str, typer.Option(help="What to write: huggingface, dcp (the source's names) or torchtitan.")] = "huggingface",
+    trust_pickle: TrustPickle = False,
+    config: ConfigFile = None,
     measure: Annotated[bool, typer.Option(help="Measure the logit difference for the receipt, where memory allows.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
 ) -> None:
     """Grow a checkpoint from one directory to another.
 
     Operators are applied one after another: --operator 'stack(factor=2), direct-width(hidden=2048, kv=8)'. docs/operators.md
-    lists them.
+    lists them. With --form dcp, 'torchrun --nproc-per-node N --no-python outgrow grow ...' writes from N processes.
     """
     from outgrow.checkpoint.describe import plan_lines, receipt_lines
     from outgrow.checkpoint.grow import grow_directory
     from outgrow.checkpoint.hub import local
     from outgrow.checkpoint.huggingface import open_checkpoint
+    from outgrow.checkpoint.ranks import join_ranks, leads
     from outgrow.files import read_json
     from outgrow.growth.plan import GrowthPlan
 
-    families = _families(family_file)
-    place = local(source)
-    checkpoint = open_checkpoint(place, families)
+    checkpoint = open_checkpoint(local(source), _families(family_file), trust_pickle, config)
     if plan:
         if operator or factor is not None or layers or knob:
             raise OutgrowError("--plan says everything; give it alone, without --operator, --factor, --layers or --knob")
@@ -113,9 +175,15 @@ def grow(
     if dry_run:
         print("\n".join(plan_lines(made)))
         return
-    measuring = _measure() if measure else None
+    if form not in ("huggingface", "dcp", "torchtitan"):
+        raise OutgrowError(f"--form takes huggingface, dcp or torchtitan, not '{form}'")
+    if form != "huggingface":
+        join_ranks()
+    measuring = _measure() if measure and form == "huggingface" and not checkpoint.held else None
     with _bar() as progress:
-        grow_directory(place, target, made, _bytes(max_shard_size), optimizer, dtype, overwrite, progress, measuring, families)
+        grow_directory(checkpoint, target, made, _bytes(max_shard_size), optimizer, dtype, overwrite, form, progress, measuring)
+    if not leads():
+        return
     print("\n".join([*plan_lines(made, every_tensor=False), *receipt_lines(target)]))
     print(f"written to {target}")
 
@@ -125,12 +193,17 @@ def verify(
     target: Annotated[Path, typer.Argument(help="A directory that outgrow has grown.")],
     source: Annotated[str, typer.Option(help="What it was grown from: a directory, a file or a hub id.")],
     family_file: FamilyFile = None,
+    trust_pickle: TrustPickle = False,
+    config: ConfigFile = None,
 ) -> None:
     """Prove that every tensor of a grown checkpoint is, byte for byte, what its stored plan makes of its source."""
     from outgrow.checkpoint.hub import local
+    from outgrow.checkpoint.huggingface import open_checkpoint
     from outgrow.checkpoint.verify import verify as verified
 
-    count = verified(target, local(source), _families(family_file))
+    families = _families(family_file)
+    after, before = open_checkpoint(target, families, trust_pickle), open_checkpoint(local(source), families, trust_pickle, config)
+    count = verified(after, before)
     print(f"{target}: all {count} tensors are what the plan makes of {source}")
 
 
@@ -192,6 +265,35 @@ def check(
         raise OutgrowError(f"{len(broken)} claims are not backed: {broken[0]}")
 
 
+@data_app.command("prepare")
+def data_prepare(
+    sources: Annotated[list[str], typer.Argument(help="python, site-packages, files, folders, hub data sets as hf:owner/name[:config].")],
+    output: Annotated[Path, typer.Option(help="The directory to write, for data.sources of a run.")],
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json, a directory with one, or a hub id.")] = None,
+    vocab: Annotated[int | None, typer.Option(min=257, help="Train a byte-level BPE of this size instead.")] = None,
+    validation_share: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.04,
+    text_key: Annotated[str, typer.Option(help="Where the text is in jsonl, parquet and hub records.")] = "text",
+    shard_tokens: Annotated[int, typer.Option(min=1, help="Tokens per file.")] = 2**27,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that tokenize; one per core if not given.")] = None,
+) -> None:
+    """Pack text into shards of tokens with a manifest, each distinct document once and on one side of the split.
+
+    Folders may hold .jsonl, .jsonl.zst, .jsonl.gz, .parquet and text. An interrupted command goes on where it stopped.
+    """
+    if not 0 < validation_share < 1:
+        raise OutgrowError(f"--validation-share takes a share between 0 and 1, such as 0.04, not {validation_share:g}")
+    if workers:
+        os.environ["RAYON_NUM_THREADS"] = str(workers)  # read once, when the tokenizers' threads start
+    from outgrow.data.packing import prepare_sources
+    from outgrow.files import read_json
+
+    with _bar() as progress:
+        prepare_sources(sources, output, tokenizer, vocab, validation_share, text_key, shard_tokens, progress)
+    made = read_json(output / "manifest.json")
+    counts = (f"{made['tokens'][part]:,} {part} tokens of {made['documents'][part]:,} documents" for part in ("training", "validation"))
+    print(f"{', '.join(counts)}; vocabulary {made['vocab']:,}; {output}")
+
+
 @app.command()
 def report(
     runs: Runs = Path("runs"),
@@ -212,13 +314,16 @@ def inspect(
     path: Annotated[str, typer.Argument(help="A checkpoint directory, a safetensors file or a hub id.")],
     context: Annotated[int, typer.Option(min=1, help="Tokens of context for the FLOPs.")] = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    family_file: FamilyFile = None,
+    trust_pickle: TrustPickle = False,
+    config: ConfigFile = None,
 ) -> None:
     """Print what a checkpoint is: family, sizes, parameters, FLOPs, dtypes, files, lineage."""
     from outgrow.checkpoint.describe import checkpoint_facts
     from outgrow.checkpoint.hub import local
     from outgrow.checkpoint.huggingface import open_checkpoint
 
-    facts = checkpoint_facts(open_checkpoint(local(path)), context)
+    facts = checkpoint_facts(open_checkpoint(local(path), _families(family_file), trust_pickle, config), context)
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
@@ -309,7 +414,7 @@ def _bar() -> Iterator[Any]:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("")
+        task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from outgrow.arch import FAMILIES, Arch, Config, arch_for
 from outgrow.checkpoint.grow import grow_directory
+from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.growth.fresh import masked
@@ -89,7 +90,7 @@ def check(
         try:
             chosen = default_knobs(operator, arch, whole) if knobs is None else knobs
             plan = make_plan(operator, arch, whole, chosen, operators)
-            grow_directory(source.directory, target, plan, families=families)
+            grow_directory(open_checkpoint(source.directory, families), target, plan)
         except OutgrowError as error:
             return Verdict(operator, arch.family, refusal=str(error))
         grown = behaviour(target)

@@ -22,7 +22,7 @@ from outgrow.arch import arch_for
 from outgrow.config import Settings
 from outgrow.data.config import DataConfig
 from outgrow.models.build import ModelConfig
-from outgrow.training.config import AdamWConfig, RunConfig, ScheduleConfig, Start
+from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, Start
 
 Arm = Literal["scratch", "grown"]
 
@@ -100,7 +100,7 @@ class Comparison(Settings):
                     yield self.branch(arm, seed, budget)
 
     def _run(self, name: str, seed: int, rate: float, tokens: int, **settings: Any) -> RunConfig:
-        optimizer = AdamWConfig(learning_rate=rate, weight_decay=self.weight_decay, beta2=self.beta2)  # type: ignore[call-arg]
+        optimizer = OptimizerConfig(learning_rate=rate, weight_decay=self.weight_decay, beta2=self.beta2)  # type: ignore[call-arg]
         settings.setdefault("schedule", ScheduleConfig(warmup_tokens=self.warmup_tokens))  # type: ignore[call-arg]
         return RunConfig(
             name=f"{name}-seed{seed}",

@@ -6,10 +6,12 @@ import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from outgrow.arch import Config, arch_for, flops_per_token
 from outgrow.checkpoint.grow import grow_directory
 from outgrow.checkpoint.lineage import read_lineage
+from outgrow.checkpoint.ranks import leads
 from outgrow.data.config import DataConfig
 from outgrow.data.packed import Packed, prepare
 from outgrow.errors import OutgrowError
@@ -18,8 +20,10 @@ from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.speedup import Curve
 from outgrow.training.config import LearnConfig, RunConfig, Start
-from outgrow.training.loop import FINISHED, Observer, Row, checkpoint_at, latest_checkpoint, read_rows, train
+from outgrow.training.distributed import product_dtype, wait
+from outgrow.training.loop import FINISHED, Observer, Row, Run, checkpoint_at, latest_checkpoint, read_rows, train
 from outgrow.training.maps import learn_maps, learning_flops
+from outgrow.training.origin import Origin, can_grow_in_place, grown_in_place
 
 CONFIG, GROWN, ENVIRONMENT = "run.json", "start", "environment.json"
 
@@ -84,17 +88,68 @@ def finished(run: RunConfig, root: Path) -> bool:
     return (place(run, root) / FINISHED).exists()
 
 
-def execute(run: RunConfig, root: Path, observer: Observer) -> Result:
-    """Brings a run to its end, from wherever it is, and reads its result. Its parents must be finished."""
+def execute(run: RunConfig, root: Path, observer: Observer, live: list[Run] | None = None) -> None:
+    """Brings a run to its end, from wherever it is; its parents must be finished. Under `torchrun` every rank calls this.
+
+    Args:
+        run: it.
+        root: where runs are kept.
+        observer: told its rows.
+        live: holds the run that was trained last, if it is still in memory, and then this one. If that was the parent and it grows in
+            depth only, it grows where it lies.
+    """
+    before = live.pop() if live else None
     directory = place(run, root)
-    if not finished(run, root):
+    if finished(run, root):
+        return
+    if leads():
+        _refuse_other_settings(run, root)
         packed = prepare(run.data, root / "data")
         require_text([place(one, root) for one in lineage(run)], packed.corpus_hash)
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / CONFIG, run.model_dump(mode="json"))
-        write_json(directory / ENVIRONMENT, environment(packed))
-        train(run, directory, packed, _start(run, root), observer)
-    return read_result(run, root)
+        write_json(directory / ENVIRONMENT, environment(packed, run))
+    wait()
+    packed = prepare(run.data, root / "data", verify=False)
+    begun = [_in_place(run, directory, before) or _start(run, root)]
+    before = None  # its memory is the next one's, once it is grown
+    trained = train(run, directory, packed, begun.pop(), observer)
+    if live is not None:
+        live.append(trained)
+
+
+def _refuse_other_settings(run: RunConfig, root: Path) -> None:
+    """A run that was left half-way and has this one's name must have its settings, or this is likely meant to be that."""
+    for other in sorted(root.glob(f"{run.name}-*/{CONFIG}")):
+        half = not (other.parent / FINISHED).exists() and latest_checkpoint(other.parent)
+        if not half or other.parent == place(run, root) or other.parent.name.rpartition("-")[0] != run.name:
+            continue
+        changed = differences(read_json(other), run.model_dump(mode="json"))
+        raise OutgrowError(
+            f"'{other.parent}' was left half-way with other settings: {'; '.join(changed)}; give them back to go on, give the run another "
+            "name to train both, or remove that directory"
+        )
+
+
+def differences(before: Any, after: Any, name: str = "") -> list[str]:
+    """Where two settings differ, as `a.b: x -> y`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        return [line for key in keys for line in differences(before.get(key), after.get(key), f"{name}.{key}" if name else str(key))]
+    return [] if before == after else [f"{name}: {before} -> {after}"]
+
+
+def _in_place(run: RunConfig, directory: Path, before: Run | None) -> Origin | None:
+    """The parent grown where it lies, if it is still in memory at the right clock and its plan allows that."""
+    start = run.start
+    if not (before and start and start.run and start.operator) or latest_checkpoint(directory):
+        return None
+    if before.config.identity() != start.run.identity() or before.clock.tokens != first_token(run):
+        return None
+    plan = _plan(start, read_json(checkpoint_at(before.directory, before.clock.tokens) / "config.json"))
+    if _is_untrained(plan) or not can_grow_in_place(plan, start.optimizer):
+        return None
+    return grown_in_place(before.parameters, before.optimizer, before.clock, before.config.identity(), plan)
 
 
 def require_text(directories: Iterable[Path], corpus_hash: str) -> None:
@@ -117,7 +172,7 @@ def final_checkpoint(run: RunConfig, root: Path) -> Path:
     return checkpoint_at(place(run, root), run.tokens)
 
 
-def environment(packed: Packed) -> dict[str, str | int]:
+def environment(packed: Packed, run: RunConfig) -> dict[str, str | int]:
     """What a result depends on besides its settings: the text and the machine."""
     import torch
     import transformers
@@ -129,6 +184,7 @@ def environment(packed: Packed) -> dict[str, str | int]:
         "transformers": transformers.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "products": str(product_dtype(run.precision)).removeprefix("torch."),
     }
 
 
@@ -226,11 +282,12 @@ def _start(run: RunConfig, root: Path) -> Path | None:
     if run.start.operator is None:
         return source
     grown = place(run, root) / GROWN
-    if not grown.is_dir():
+    if leads() and not grown.is_dir():
         plan = _plan(run.start, read_json(source / "config.json"))
         if _is_untrained(plan):
             plan = learned_plan(plan, source, run.data, run.start.learn or LearnConfig(), run.seed, root, first_token(run))  # type: ignore[call-arg]
         grow_directory(source, grown, plan, optimizer=run.start.optimizer)
+    wait()
     return grown
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from outgrow.checkpoint.ranks import leads
 from outgrow.data.packed import prepare
-from outgrow.lab.runs import Result, execute, finished, flops_before, flops_done, in_order, own_flops
+from outgrow.lab.runs import Result, execute, finished, flops_before, flops_done, in_order, own_flops, place, read_result
+from outgrow.lab.track import Tracker, trackers
 from outgrow.training.config import RunConfig
-from outgrow.training.loop import Row
+from outgrow.training.distributed import wait
+from outgrow.training.loop import Row, Run
 
 
 class TimeLeft(ProgressColumn):
@@ -46,8 +49,11 @@ class Watch:
     name: str = ""
     clock: float = 0.0
     stopping: bool = False
+    trackers: Sequence[Tracker] = ()
 
     def row(self, row: Row) -> None:
+        for tracker in self.trackers:
+            tracker(row)
         if "loss" in row:
             text = f"{self.name}: {row['tokens']:,} tokens, loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s"
             self.progress.update(self.task, completed=self.done + row["flops"] - self.clock, description=text)
@@ -56,36 +62,43 @@ class Watch:
         return self.stopping
 
 
-def execute_all(wanted: Iterable[RunConfig], root: Path, console: Console | None = None) -> dict[str, Result]:
+def execute_all(
+    wanted: Iterable[RunConfig], root: Path, console: Console | None = None, track: Iterable[str] = ()
+) -> dict[str, Result]:  # fmt: skip
     """Executes runs and their ancestors, parents first, with one bar for all; returns identity -> result."""
     console = console or Console(stderr=True)
     transformers.utils.logging.disable_progress_bar()  # one bar is enough
     runs = in_order(wanted)
     for data in {run.data.model_dump_json(): run.data for run in runs if not finished(run, root)}.values():
-        with console.status(f"packing the corpus '{data.corpus}'"):
-            prepare(data, root / "data")
+        if leads():
+            with console.status("packing the corpus"):
+                prepare(data, root / "data")
+        wait()
     costs = {run.identity(): own_flops(run) for run in runs}
     found = sum(flops_done(run, root) for run in runs)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeLeft())
     results: dict[str, Result] = {}
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not leads()) as progress:
         task = progress.add_task("", total=sum(costs.values()), completed=int(found), found=found, began=time.monotonic())
         watch = Watch(progress, task, done=found)
         with _ctrl_c(watch):
+            live: list[Run] = []
             for number, run in enumerate(runs):
                 fresh, already = not finished(run, root), flops_done(run, root)
                 watch.name = f"{number + 1}/{len(runs)} {run.name}"
                 watch.clock = flops_before(run) + already
-                result = results[run.identity()] = execute(run, root, watch)
+                watch.trackers = trackers(track, run, place(run, root)) if fresh and leads() else ()
+                execute(run, root, watch, live)
+                result = results[run.identity()] = read_result(run, root)
                 watch.done += costs[run.identity()] - already
-                if fresh:
+                if fresh and leads():
                     progress.console.print(f"{run.name}: held-out loss {result.final_loss:.4f} at {result.flops:.3e} FLOPs")
     return results
 
 
 @contextmanager
 def _ctrl_c(watch: Watch) -> Iterator[None]:
-    """The first Ctrl-C asks the run to save and stop; a second one stops at once."""
+    """The first Ctrl-C, or SIGTERM, asks the run to save and stop; a second one stops at once."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         if watch.stopping:
@@ -93,8 +106,9 @@ def _ctrl_c(watch: Watch) -> Iterator[None]:
         watch.stopping = True
         watch.progress.console.print("stopping after this step and saving; press Ctrl-C again to stop at once")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +13,13 @@ from pydantic import AfterValidator
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from outgrow.arch import LLAMA, arch_for
+from outgrow.arch import arch_for
 from outgrow.config import hash_of, suggestion
 from outgrow.errors import OutgrowError
-from outgrow.files import read_json
 
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
-    """The same keys of a config.json, if training computes it, `transformers` can make a whole one, and the arch table has its sizes."""
-    refuse_families(config)
+    """The same keys of a config.json, if `transformers` can make a whole one, and the arch table has its sizes."""
     resolved(config)
     return config
 
@@ -29,17 +27,12 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
 ModelConfig = Annotated[dict[str, Any], AfterValidator(checked)]
 
 
-def refuse_families(config: Mapping[str, Any]) -> None:
-    """Training has a forward pass of its own, which knows some families only; growing knows them all."""
-    if arch_for(config) is not LLAMA:
-        raise OutgrowError(f"training computes llama and mistral so far, and the model is a '{config['model_type']}'")
-
-
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     """The whole config.json of a model, defaults filled in; refuses keys that its config class does not know."""
     arch = arch_for(config)
     model_type = config["model_type"]
-    known = set(CONFIG_MAPPING[model_type]().to_dict()) | {"head_dim", "rope_theta"}
+    kind = CONFIG_MAPPING[model_type]
+    known = {*kind().to_dict(), *kind.attribute_map, "head_dim", "rope_theta"}
     for key in config:
         if key not in known:
             raise OutgrowError(f"unknown key 'model.{key}' for a '{model_type}' model{_nearest(key, known)}")
@@ -51,27 +44,45 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
         raise OutgrowError(f"transformers refuses the model: {' '.join(str(error).split())}") from None
 
 
-def initialised(config: Mapping[str, Any], seed: int) -> Any:
-    """A model with random weights in fp32, each tensor drawn from the seed and its own name.
+def empty(config: Mapping[str, Any], on_meta: bool = True) -> Any:
+    """A model whose weights are yet to be set, on the meta device, or in memory with the buffers that transformers' forward pass reads."""
+    with torch.device("meta" if on_meta else "cpu"), torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    model.config.architectures = [type(model).__name__]
+    return model
+
+
+def initial(config: Mapping[str, Any], seed: int) -> Callable[[str], torch.Tensor]:
+    """Name -> random weights in fp32, each tensor drawn from the seed and its own name.
 
     Every matrix has the config's `initializer_range` as its standard deviation, and 1/sqrt(2 x layers) of it where it ends
     a residual branch (GPT-2); gains are one and biases zero.
     """
+    arch = arch_for(config)
+    tensors, shapes = {tensor.name: tensor for tensor in arch.tensors(config)}, arch.shapes(config)
+
+    def draw(name: str) -> torch.Tensor:
+        spec = tensors[name].spec
+        generator = torch.Generator().manual_seed(int(hash_of([seed, name]), 16))
+        mean, deviation = 1.0 if spec.is_gain and not spec.plus_one else 0.0, arch.deviation(spec, config)
+        return torch.empty(shapes[name]).normal_(mean, deviation, generator=generator)
+
+    return draw
+
+
+def initialised(config: Mapping[str, Any], seed: int) -> Any:
+    """A model with the weights of `initial`."""
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
-    arch = arch_for(config)
-    parameters = dict(model.named_parameters())
-    for tensor in arch.tensors(config):
-        deviation = arch.deviation(tensor.spec, config)
-        generator = torch.Generator().manual_seed(int(hash_of([seed, tensor.name]), 16))
-        with torch.no_grad():
-            parameters[tensor.name].normal_(1.0 if tensor.spec.is_gain else 0.0, deviation, generator=generator)
+    draw = initial(config, seed)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(draw(name))
     return model
 
 
 def loaded(directory: Path) -> Any:
     """The model of a checkpoint directory, in fp32 for training."""
-    refuse_families(read_json(directory / "config.json"))
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
 
 

@@ -9,15 +9,18 @@ q/k/v and gate/up products, and attention as plain batched products, which beat 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from outgrow.errors import OutgrowError
+from outgrow.models.loss import next_token_loss
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,31 @@ class Rotary:
         return torch.cat([first * self.cos - second * self.sin, second * self.cos + first * self.sin], -1)
 
 
-class Decoder:
-    """Runs a `transformers` Llama on its own parameters; products in `dtype`, the residual stream as stored."""
+Block = Callable[[Tensor, Rotary, Tensor], Tensor]  # residual stream [B, T, H], rotary tables, mask [T, T] -> residual stream
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+
+class Decoder:
+    """Runs a `transformers` Llama on its own parameters; products in `dtype`, the residual stream in fp32 or as stored, if wider.
+
+    Args:
+        model: of transformers, whose parameters are used.
+        dtype: of products.
+        compile: compile the function of a block, once for all blocks of a shape.
+        recompute: keep no activations inside blocks for the backward pass; compute them again.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, compile: bool = False, recompute: bool = False) -> None:
         config = model.config
         refuse_unsupported(config)
         self.dtype = dtype
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
         self.eps = config.rms_norm_eps
         self.is_tied, self.layers = config.tie_word_embeddings, config.num_hidden_layers
+        # Made anew, in float32: a float64 model still rotates by the frequencies that transformers computes.
+        self.inverse_frequency: Tensor = type(model.model.rotary_emb)(config).inv_freq.detach().float()
+        self.block = torch.compile(self._block, dynamic=False) if compile else self._block
+        self.recompute = recompute
         self._hold(dict(model.named_parameters()))
-        # A copy: a float64 model still rotates by the float32 frequencies that transformers computes.
-        self.inverse_frequency: Tensor = model.model.rotary_emb.inv_freq.detach().float().clone()
 
     def over(self, parameters: Mapping[str, Tensor]) -> Decoder:
         """The same forward pass over other parameters under the same names: masked ones, or ones that are computed."""
@@ -52,22 +67,40 @@ class Decoder:
         other._hold(parameters)
         return other
 
+    def through(self, model: Any) -> Decoder:
+        """The same forward pass by calls of the model's own modules, so that whatever hooks them, such as FSDP, sees it."""
+        other = copy.copy(self)
+        for layer in model.model.layers:
+            layer.forward = partial(other._run_module, layer)
+        other.top = lambda: dict(model.named_parameters())
+        other.blocks = list(model.model.layers)
+        return other
+
     def _hold(self, parameters: Mapping[str, Tensor]) -> None:
-        self.parameters = dict(parameters)
-        if self.is_tied:
-            self.parameters["lm_head.weight"] = self.parameters["model.embed_tokens.weight"]
-        self.blocks = [_block(self.parameters, index) for index in range(self.layers)]
+        self.top: Callable[[], Mapping[str, Tensor]] = lambda: parameters
+        self.blocks: list[Block] = [partial(self.block, _of_block(parameters, index)) for index in range(self.layers)]
+
+    def _run_module(self, layer: Any, x_BTH: Tensor, rotary: Rotary, future_TT: Tensor) -> Tensor:
+        return self.block(dict(layer.named_parameters()), x_BTH, rotary, future_TT)
 
     def hidden_states(self, tokens_BT: Tensor) -> Tensor:
         """Final normalised hidden states [B, T, H]: what the output head reads, in `dtype`."""
         length = tokens_BT.shape[1]
         rotary = self._rotary(length, tokens_BT.device)
         future = torch.full((length, length), float("-inf"), dtype=self.dtype, device=tokens_BT.device).triu(1)
-        x_BTH = F.embedding(tokens_BT, self.parameters["model.embed_tokens.weight"])
+        top = self.top()
+        embedding = top["model.embed_tokens.weight"]
+        x_BTH = F.embedding(tokens_BT, embedding).to(torch.promote_types(embedding.dtype, torch.float32))
         for block in self.blocks:
-            x_BTH = x_BTH + self._attention(block, self._norm(x_BTH, block["input_layernorm.weight"]), rotary, future)
-            x_BTH = x_BTH + self._feed_forward(block, self._norm(x_BTH, block["post_attention_layernorm.weight"]))
-        return self._norm(x_BTH, self.parameters["model.norm.weight"])
+            if self.recompute and torch.is_grad_enabled():
+                x_BTH = checkpoint(block, x_BTH, rotary, future, use_reentrant=False)  # type: ignore[assignment]
+            else:
+                x_BTH = block(x_BTH, rotary, future)
+        return self._norm(x_BTH, top["model.norm.weight"])
+
+    def loss(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of the labels."""
+        return next_token_loss(self.hidden_states(tokens_BT), self.head, labels_BT)
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, V]; training never holds them whole, see `models.loss`."""
@@ -76,7 +109,11 @@ class Decoder:
     @property
     def head(self) -> Tensor:
         """The output head [V, H], in `dtype`."""
-        return self.parameters["lm_head.weight"].to(self.dtype)
+        return self.top()["model.embed_tokens.weight" if self.is_tied else "lm_head.weight"].to(self.dtype)
+
+    def _block(self, block: Mapping[str, Tensor], x_BTH: Tensor, rotary: Rotary, future_TT: Tensor) -> Tensor:
+        x_BTH = x_BTH + self._attention(block, self._norm(x_BTH, block["input_layernorm.weight"]), rotary, future_TT)
+        return x_BTH + self._feed_forward(block, self._norm(x_BTH, block["post_attention_layernorm.weight"]))
 
     def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), gain, self.eps).to(self.dtype)
@@ -87,6 +124,10 @@ class Decoder:
         qkv = self._linear(block, x_BTH, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         qkv = qkv.view(batch, length, N + 2 * K, -1).transpose(1, 2)
         rotated = rotary.rotate(qkv[:, : N + K])
+        if x_BTH.is_cuda or self.dtype != torch.bfloat16:  # fused kernels win there, and lose in bf16 on CPU
+            grouped = rotated[:, :N], rotated[:, N:], qkv[:, N + K :]
+            mixed = F.scaled_dot_product_attention(*grouped, is_causal=True, enable_gqa=N != K)
+            return self._linear(block, mixed.transpose(1, 2).reshape(batch, length, -1), "self_attn.o_proj")
         # Query head n belongs to key-value head n // (N / K): fold the group into the time axis.
         q = rotated[:, :N].reshape(batch * K, (N // K) * length, -1)
         k = rotated[:, N:].reshape(batch * K, length, -1)
@@ -127,6 +168,6 @@ def _joined(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _block(parameters: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+def _of_block(parameters: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     prefix = f"model.layers.{index}."
     return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}

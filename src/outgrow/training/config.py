@@ -6,28 +6,38 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from outgrow.config import Settings, hash_of
+from outgrow.config import Settings, later
 from outgrow.data.config import DataConfig
 from outgrow.models.build import ModelConfig
 
 
-class AdamWConfig(Settings):
-    """AdamW (arXiv 1711.05101); weight decay on matrices only."""
+class OptimizerConfig(Settings):
+    """AdamW (arXiv 1711.05101), or Muon on the matrices of blocks with AdamW on the rest; weight decay on matrices only.
+
+    Muon's updates have the size of AdamW's (arXiv 2502.16982), so that one learning rate serves both.
+    """
 
     learning_rate: float = Field(gt=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    kind: Literal["adamw", "muon"] = later("adamw", "muon: Muon on the matrices of blocks, AdamW on the rest")
+    momentum: float = later(0.95, "Muon's", ge=0, lt=1)
+    tuned_at: dict[str, int] | None = later(
+        None, "sizes of spaces, such as hidden and ffn, at which learning_rate was tuned: matrices take it times tuned / own fan-in (muP)"
+    )
 
 
 class ScheduleConfig(Settings):
-    """The learning rate over the tokens of this run, as a share of its peak."""
+    """The learning rate over the tokens of this run, or from `begin` to `end`, as a share of its peak."""
 
     kind: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup_tokens: int = Field(0, ge=0)
     decay_tokens: int = Field(0, ge=0, description="wsd: length of the linear decay at the end")
     final: float = Field(0.0, ge=0, le=1, description="share of the peak that the decay ends at")
+    begin: int | None = later(None, "clock at which the schedule begins; the run's first token if not given", ge=0)
+    end: int | None = later(None, "clock at which the decay ends; the run's last token if not given", ge=1)
 
     @model_validator(mode="after")
     def _decay_is_used(self) -> ScheduleConfig:
@@ -57,10 +67,10 @@ class Start(Settings):
     operator: str | None = None
     knobs: dict[str, Any] = Field(default_factory=dict)
     optimizer: Literal["reset", "carry", "fresh-new"] = "reset"
-    learn: LearnConfig | None = Field(default=None, description="how learn-depth and learn-width train their maps; 100 steps if not given")
-    unmask_tokens: int | None = Field(
-        default=None, ge=1, description="tokens over which random-depth, random-width and msg open their masks"
-    )
+    learn: LearnConfig | None = later(None, "how learn-depth and learn-width train their maps; 100 steps if not given")
+    unmask_tokens: int | None = later(None, "tokens over which random-depth, random-width and msg open their masks", ge=1)
+
+    rewarm_tokens: int | None = later(None, "tokens over which the learning rate of what growth made, and of nothing else, rises", ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Start:
@@ -72,6 +82,8 @@ class Start(Settings):
             raise ValueError("start.knobs has no effect without start.operator")
         if not self.operator and self.optimizer == "fresh-new":
             raise ValueError("start.optimizer 'fresh-new' has no effect without start.operator; use 'carry' or 'reset'")
+        if self.rewarm_tokens and not self.operator:
+            raise ValueError("start.rewarm_tokens has no effect without start.operator; remove it")
         used = {"learn": "learn-", "unmask_tokens": ("random-", "msg")}
         for setting, operators in used.items():
             if setting == "unmask_tokens" and self.checkpoint and not self.operator:
@@ -80,6 +92,15 @@ class Start(Settings):
             if getattr(self, setting) is not None and not any(name.startswith(operators) for name in names):
                 raise ValueError(f"start.{setting} has no effect with the operator {self.operator!r}; remove it")
         return self
+
+
+class SpikeConfig(Settings):
+    """What a run does when its training loss is not a number, or rises far above what it was."""
+
+    action: Literal["stop", "roll back"] = Field("stop", description="'roll back': to the last checkpoint, and on with other data")
+    above: float | None = Field(None, gt=0, description="nats over the mean of the last `window` steps; only NaN and infinity if not given")
+    window: int = Field(50, ge=1, description="steps")
+    times: int = Field(3, ge=1, description="how often to roll back before stopping")
 
 
 class RunConfig(Settings):
@@ -91,14 +112,18 @@ class RunConfig(Settings):
     data: DataConfig = DataConfig()  # type: ignore[call-arg]
     tokens: int = Field(ge=1, description="clock at which the run ends, its ancestors' tokens included")
     batch_tokens: int = Field(4096, ge=1, description="tokens per optimizer step")
-    micro_batch_tokens: int | None = Field(None, ge=1, description="tokens per forward pass; the whole batch if not given")
-    optimizer: AdamWConfig
+    micro_batch_tokens: int | None = Field(None, ge=1, description="tokens per forward pass, over all ranks; the whole batch if not given")
+    optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()  # type: ignore[call-arg]
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = Field(0, ge=0)
     validate_every: int = Field(200_000, ge=1, description="tokens between validations")
     save_every: int = Field(1_000_000, ge=1, description="tokens between checkpoints to resume from")
     keep: tuple[int, ...] = Field((), description="clocks whose checkpoints are kept; the end is always kept")
+    keep_last: int = Field(1, ge=1, description="how many of the newest checkpoints are kept besides")
+    spike: SpikeConfig = later(SpikeConfig(), "what to do about NaN and loss spikes")  # type: ignore[call-arg]
+    compile: bool = later(False, "compile one block, and use it for all")
+    recompute: bool = later(False, "activation checkpointing: compute each block again in the backward pass, for memory")
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -115,11 +140,10 @@ class RunConfig(Settings):
             raise ValueError(f"the clocks {off} are not multiples of batch_tokens ({self.batch_tokens}), where steps end")
         return self
 
-    def identity(self) -> str:
-        parts = self.model_dump(mode="json", exclude={"name", "validate_every", "save_every", "keep"})
+    def identifying(self) -> dict[str, Any]:
+        parts = super().identifying()
+        for label in ("name", "validate_every", "save_every", "keep", "keep_last"):
+            del parts[label]
         if self.start and self.start.run:
             parts["start"]["run"] = self.start.run.identity()
-        for setting in ("learn", "unmask_tokens"):  # settings that came later: runs without them stay the runs that they were
-            if self.start and getattr(self.start, setting) is None:
-                del parts["start"][setting]
-        return hash_of(parts)
+        return parts

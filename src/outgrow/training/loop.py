@@ -1,4 +1,4 @@
-"""The training loop: one run from its start, or from where it was left, to its last token."""
+"""The training loop: one run from its start, or from where it was left, to its last token, on one rank or many."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,23 +16,28 @@ import torch
 from torch import Tensor
 
 from outgrow.arch import arch_for, flops_per_token
-from outgrow.checkpoint.lineage import Lineage, read_lineage
+from outgrow.checkpoint.ranks import leads, world
 from outgrow.data.packed import Batches, Packed, validation_batches
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.files import write_json
 from outgrow.growth.fresh import masked
 from outgrow.growth.plan import GrowthPlan
-from outgrow.models.build import initialised, loaded, resolved
+from outgrow.models.build import empty, loaded, resolved
 from outgrow.models.decoder import Decoder
-from outgrow.models.loss import next_token_loss
+from outgrow.models.forward import ModelForward, blocks_of, forward_of, is_ours
 from outgrow.models.masks import Masks, make_masks
 from outgrow.training.config import RunConfig
-from outgrow.training.optim import adamw
+from outgrow.training.distributed import device, fill, mean_and_any, own_rows, product_dtype, shard, wait
+from outgrow.training.optim import Optimizer
+from outgrow.training.origin import Origin, from_directory, from_seed
+from outgrow.training.rewarm import Rewarm, rewarm_of
 from outgrow.training.schedule import share_of_peak
-from outgrow.training.state import Clock, read_clock, restore_behind_masks, restore_optimizer, save
+from outgrow.training.state import Clock, Writer, read_clock, restore_behind_masks, restore_optimizer, state_of
 
 METRICS, CHECKPOINTS, FINISHED = "metrics.jsonl", "checkpoints", "finished.json"
 Row = dict[str, Any]
+# FLOPs per second of dense bf16 products that makers state, by a part of the device's name
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12}
 
 
 class Observer(Protocol):
@@ -48,22 +55,31 @@ class Run:
     directory: Path
     packed: Packed
     model: Any
-    decoder: Decoder
-    optimizer: torch.optim.AdamW
+    parameters: dict[str, Tensor]  # by name, each rank's part of sharded ones
+    decoder: Decoder | ModelForward
+    optimizer: Optimizer
     clock: Clock
     first: int  # the clock at which this run began
     flops_per_token: int
     masks: Masks | None = None
+    rewarm: Rewarm | None = None
+    writer: Writer = field(default_factory=Writer)
+    recent: deque[float] = field(default_factory=deque)  # losses of the last steps, for spikes
 
     def seen(self) -> dict[str, Tensor] | None:
         """The parameters that the model runs on where masks still hide some; None once all are open."""
         share = self._open_share()
-        return self.masks.opened(dict(self.model.named_parameters()), share) if self.masks and share < 1 else None
+        return self.masks.opened(self.parameters, share) if self.masks and share < 1 else None
 
-    def forward(self) -> Decoder:
+    def forward(self) -> Decoder | ModelForward:
         """The forward pass over what is seen."""
         seen = self.seen()
         return self.decoder if seen is None else self.decoder.over(seen)
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """Mean cross-entropy of sequences [B, T + 1]; through the model's own call where FSDP has hooks on it."""
+        rows = rows.to(device())
+        return self.model(rows[:, :-1], rows[:, 1:]) if world() > 1 else self.forward().loss(rows[:, :-1], rows[:, 1:])
 
     def _open_share(self) -> float:
         """c, from 0 at the run's first token to 1 after `unmask_tokens`, a tenth of the run if not given."""
@@ -72,113 +88,224 @@ class Run:
         return min(1.0, (self.clock.tokens - self.first) / whole)
 
 
-def train(config: RunConfig, directory: Path, packed: Packed, start: Path | None, observer: Observer) -> None:
-    """Trains a run to its end, resuming it where it was left.
+def train(config: RunConfig, directory: Path, packed: Packed, start: Path | Origin | None, observer: Observer) -> Run:
+    """Trains a run to its end, resuming it where it was left; returns it as it is in memory. Under `torchrun` every rank calls this.
 
     Args:
         config: the run.
         directory: where its metrics and checkpoints lie.
         packed: its data.
-        start: the checkpoint directory whose weights it begins with; None draws them from the seed.
+        start: the checkpoint directory, or the run grown in memory, whose weights it begins with; None draws them from the seed.
         observer: told each row of metrics; may ask it to stop.
 
     Raises:
         Interrupted: the observer asked to stop; a checkpoint was written first.
         OutgrowError: too little data, or a loss that is not a number.
     """
-    run = _open(config, directory, packed, start)
+    run = open_run(config, directory, packed, start)
+    if config.spike.action == "stop":
+        start = None  # nothing goes back to it; a run that was grown in place may be forgotten
     batches = _batches(config, packed)
-    if run.clock.tokens == run.first:
-        _record(run, observer, _validation_row(run))
+    _record_first(run, observer)
+    rolled_back = 0
     while run.clock.tokens < config.tokens:
-        began = time.perf_counter()
-        values = _step(run, batches)
-        speed = config.batch_tokens / (time.perf_counter() - began)
+        began, before = time.perf_counter(), run.clock
+        try:
+            values = _step(run, batches)
+        except SpikeError as spike:
+            rolled_back += 1
+            if config.spike.action == "stop" or rolled_back > config.spike.times:
+                raise
+            run.writer.finish()
+            run = open_run(config, directory, packed, start)
+            _record_first(run, observer)
+            run.clock = replace(run.clock, skipped=before.tokens + before.skipped + config.batch_tokens - run.clock.tokens)
+            _record(run, observer, _row(run, rolled_back=str(spike)))
+            continue
+        seconds = time.perf_counter() - began
+        _record(run, observer, _row(run, **values, **_speed(run, seconds)))
         tokens = run.clock.tokens
-        _record(run, observer, _row(run, **values, tokens_per_second=speed))
         if _due(run, config.validate_every):
             _record(run, observer, _validation_row(run))
-        stopping = observer.stop() and tokens < config.tokens
+        stopping = mean_and_any(0.0, observer.stop())[1] and tokens < config.tokens
         if stopping or _due(run, config.save_every) or tokens in config.keep:
             _save(run)
         if stopping:
+            run.writer.finish()
+            _tidy(run)
             raise Interrupted(f"'{config.name}' is saved at {tokens:,} tokens; the same command goes on from there")
-    write_json(directory / FINISHED, {"tokens": run.clock.tokens, "flops": run.clock.flops})
+    run.writer.finish()
+    _tidy(run)
+    if leads():
+        write_json(directory / FINISHED, {"tokens": run.clock.tokens, "flops": run.clock.flops})
+    wait()
+    return run
+
+
+class SpikeError(OutgrowError):
+    """A loss that is not a number, or that rose far above what it was."""
 
 
 def _step(run: Run, batches: Batches) -> dict[str, float]:
     """One optimizer step; returns the mean training loss, the gradient norm before clipping, and the learning rate."""
     config, clock = run.config, run.clock
-    share = share_of_peak(config.schedule, clock.tokens - run.first, config.batch_tokens, config.tokens - run.first)
-    rate = config.optimizer.learning_rate * share
-    rows = torch.from_numpy(batches.at(clock.tokens, config.batch_tokens // config.data.context))
-    micro = (config.micro_batch_tokens or config.batch_tokens) // config.data.context
+    rate = config.optimizer.learning_rate * share_of_peak(config.schedule, clock.tokens, config.batch_tokens, run.first, config.tokens)
+    sequences = config.batch_tokens // config.data.context
+    rows = torch.from_numpy(batches.at(clock.tokens + clock.skipped, sequences, own_rows(sequences)))
+    parts = rows.split((config.micro_batch_tokens or config.batch_tokens) // config.data.context // world())
     total = 0.0
-    for part in rows.split(micro):
-        decoder = run.forward()
-        loss = next_token_loss(decoder.hidden_states(part[:, :-1]), decoder.head, part[:, 1:])
-        loss = loss * (len(part) / len(rows))
+    for number, part in enumerate(parts, 1):
+        if world() > 1:
+            run.model.set_requires_gradient_sync(number == len(parts))
+        loss = run.loss(part) * (len(part) / len(rows))
         loss.backward()
         total += loss.item()
-    if not math.isfinite(total):
-        raise OutgrowError(
-            f"the loss of '{config.name}' is {total} at {clock.tokens:,} tokens (learning rate {rate:g}); lower optimizer.learning_rate"
-        )
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optimizer.clip)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    total, _ = mean_and_any(total, False)
+    _refuse_spike(run, total, rate)
+    norm = torch.nn.utils.clip_grad_norm_(run.optimizer.parameters.values(), config.optimizer.clip)
+    warm = run.rewarm.share(clock.tokens + config.batch_tokens) if run.rewarm else 1.0
+    if run.rewarm and warm < 1:
+        run.rewarm.hold(run.optimizer.parameters)
+    run.optimizer.step(rate)
+    if run.rewarm and warm < 1:
+        run.rewarm.shorten(run.optimizer.parameters, warm)
     step_flops = run.flops_per_token * config.batch_tokens
-    run.clock = Clock(clock.tokens + config.batch_tokens, clock.flops + step_flops, clock.steps + 1)
-    return {"loss": total, "gradient_norm": float(norm), "learning_rate": rate}
+    run.clock = Clock(clock.tokens + config.batch_tokens, clock.flops + step_flops, clock.steps + 1, clock.skipped)
+    return {"loss": total, "gradient_norm": float(_whole(norm)), "learning_rate": rate}
 
 
-def _open(config: RunConfig, directory: Path, packed: Packed, start: Path | None) -> Run:
+def _refuse_spike(run: Run, loss: float, rate: float) -> None:
+    config, clock = run.config, run.clock
+    recent, above = run.recent, config.spike.above
+    mean = sum(recent) / len(recent) if len(recent) == config.spike.window else math.inf
+    if not math.isfinite(loss) or (above is not None and loss > mean + above):
+        first = (clock.tokens + clock.skipped) // config.data.context
+        last = first + config.batch_tokens // config.data.context - 1
+        usual = f", {loss - mean:.3g} over the mean of the last {len(recent)} steps" if math.isfinite(loss) else ""
+        raise SpikeError(
+            f"the loss of '{config.name}' is {loss:.4g}{usual} at {clock.tokens:,} tokens (learning rate {rate:g}, sequences {first} to "
+            f"{last} of seed {config.seed}); lower optimizer.learning_rate"
+            + ("" if config.spike.action == "roll back" else ", or let spike.action be 'roll back'")
+        )
+    recent.append(loss)
+    if len(recent) > config.spike.window:
+        recent.popleft()
+
+
+def _whole(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if world() > 1 and hasattr(norm, "full_tensor") else norm  # type: ignore[operator]
+
+
+def _speed(run: Run, seconds: float) -> dict[str, float]:
+    """Tokens per second, and, where the device's peak is known, the share of it that model FLOPs are."""
+    speed = run.config.batch_tokens / seconds
+    name = torch.cuda.get_device_name() if device().type == "cuda" else ""
+    peak = next((peak for part, peak in PEAKS.items() if part in name), None)
+    known = {"mfu": speed * run.flops_per_token / (peak * world())} if peak else {}
+    return {"tokens_per_second": speed, **known}
+
+
+def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | Origin | None) -> Run:
     """The run where it was left, or at its beginning."""
-    origin = read_lineage(start) if start else None
-    first = origin.tokens if origin else 0
+    _refuse_ranks(config)
+    if not isinstance(start, Origin):
+        start = from_directory(start) if start else from_seed(resolved(config.model or {}), config.seed)
+    origin = start.lineage
+    first = origin.tokens
     latest = latest_checkpoint(directory)
-    source = latest or start
-    model = loaded(source) if source else initialised(resolved(config.model or {}), config.seed)
-    arch, model_config = arch_for(model.config.to_dict()), model.config.to_dict()
-    if arch.sizes(model_config)["vocab"] < config.data.vocab:
-        raise OutgrowError(f"the model's vocabulary is smaller than data.vocab ({config.data.vocab})")
-    parameters = dict(model.named_parameters())
-    if origin and origin.trains is not None:
+    source = from_directory(latest) if latest else start
+    model_config = dict(source.config)
+    model = empty(model_config, on_meta=is_ours(model_config))
+    arch = arch_for(model_config)
+    _refuse_names(model, arch.shapes(model_config))
+    vocab = arch.sizes(model_config)["vocab"]
+    if vocab < packed.vocab:
+        raise OutgrowError(
+            f"the model's vocabulary ({vocab:,}) is smaller than the tokenizer's ({packed.vocab:,}); give it so many entries"
+        )
+    dtype = product_dtype(config.precision)
+    decoder = forward_of(model, dtype, config.compile, config.recompute)
+    if world() > 1:
+        shard(model, blocks_of(model), dtype if device().type == "cuda" else None)
+        decoder = decoder.through(model)
+        model.forward = decoder.loss
+    parameters = _materialised(model, source.read)
+    if world() == 1 and isinstance(decoder, Decoder):
+        decoder = decoder.over(parameters)
+    if origin.trains is not None:
         for name, value in parameters.items():
             value.requires_grad_(name in origin.trains)
-    masks = _masks(start, origin, parameters, latest) if start and origin else None
+    plan = GrowthPlan.from_json(origin.plan) if origin.plan else None
+    masks = _masks(start, plan, parameters, latest) if plan else None
     if config.start and config.start.unmask_tokens and masks is None:
-        raise OutgrowError(f"start.unmask_tokens has no effect: '{start}' was not grown behind masks; remove it")
-    optimizer = adamw(config.optimizer, parameters, arch, model_config)
-    clock = Clock(first, origin.flops if origin else 0.0, 0)
+        raise OutgrowError(f"start.unmask_tokens has no effect: '{start.directory}' was not grown behind masks; remove it")
+    warm = config.start.rewarm_tokens if config.start else None
+    rewarm = rewarm_of(plan, parameters, first, warm) if plan and warm else None
+    optimizer = Optimizer(config.optimizer, parameters, arch, model_config)
+    clock = Clock(first, origin.flops, 0, origin.skipped or 0)
     if latest:
         clock = read_clock(latest)
-        restore_optimizer(latest, model, optimizer)
-    elif start and config.start and config.start.optimizer != "reset":
-        clock = Clock(clock.tokens, clock.flops, restore_optimizer(start, model, optimizer))
+        restore_optimizer(latest, optimizer)
+    elif config.start and config.start.optimizer != "reset":
+        clock = replace(clock, steps=start.restore(optimizer))
     if first >= config.tokens or first % config.batch_tokens:
         raise OutgrowError(
             f"'{config.name}' starts at {first:,} tokens; its end ({config.tokens:,}) must lie beyond, and its batch_tokens "
             f"({config.batch_tokens:,}) must divide the start"
         )
-    _forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
+    if leads():
+        _forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
+    wait()
     flops = flops_per_token(arch, model_config, config.data.context)
-    return Run(config, directory, packed, model, Decoder(model, dtype), optimizer, clock, first, flops, masks)
+    run = Run(config, directory, packed, model, parameters, decoder, optimizer, clock, first, flops, masks, rewarm)
+    losses = [row["loss"] for row in read_rows(directory) if "loss" in row]
+    run.recent.extend(losses[-config.spike.window :])
+    return run
 
 
-def _masks(start: Path, origin: Lineage, parameters: dict[str, Tensor], latest: Path | None) -> Masks | None:
+def _refuse_ranks(config: RunConfig) -> None:
+    """Says where a batch cannot be shared among the ranks."""
+    micro = (config.micro_batch_tokens or config.batch_tokens) // config.data.context
+    if micro % world():
+        raise OutgrowError(
+            f"{world()} ranks do not divide the {micro} sequences of a forward pass; change batch_tokens, micro_batch_tokens or the ranks"
+        )
+
+
+def _refuse_names(model: Any, shapes: Mapping[str, Any]) -> None:
+    """Says where transformers keeps a family's tensors otherwise than its files do."""
+    found = {name for name, _ in model.named_parameters()}
+    if found != set(shapes):
+        odd = sorted(found ^ set(shapes))[0]
+        raise OutgrowError(
+            f"transformers keeps '{odd}' of a '{model.config.model_type}' under another name, or stacked with others, and training does "
+            "not map that; grow the checkpoint here and train it elsewhere"
+        )
+
+
+def _materialised(model: Any, read: Any) -> dict[str, Tensor]:
+    """The parameters of a model on the meta device, each rank's part on its device and set to what `read` gives."""
+    if any(value.is_meta for value in model.parameters()):
+        model.to_empty(device=device())
+        model.tie_weights()
+    else:
+        model.to(device())
+    parameters = dict(model.named_parameters())
+    fill(parameters, read)
+    return parameters
+
+
+def _masks(start: Origin, plan: GrowthPlan, parameters: Mapping[str, Tensor], latest: Path | None) -> Masks | None:
     """The masks of a run that starts from masked growth, with what is behind them in its parameters."""
-    plan = GrowthPlan.from_json(origin.plan) if origin.plan else None
-    found = masked(plan) if plan else {}
-    if not found:
+    found = masked(plan)
+    if not found or start.directory is None:
         return None
+    if world() > 1:
+        raise OutgrowError("masks are not opened over several ranks; grow with another operator, or train on one rank until they are open")
     behind = {name: (torch.from_numpy(where.copy()), torch.from_numpy(values)) for name, (where, values) in found.items()}
     if latest is None:
         return make_masks(parameters, behind)
-    masks = make_masks(dict(loaded(start).named_parameters()), behind)
+    masks = make_masks(dict(loaded(start.directory).named_parameters()), behind)
     restore_behind_masks(latest, parameters)
     return masks
 
@@ -202,11 +329,10 @@ def validation_loss(run: Run) -> float:
     """Mean held-out loss in nats per token."""
     sequences = (run.config.micro_batch_tokens or run.config.batch_tokens) // run.config.data.context
     total = count = 0.0
-    decoder = run.forward()
     for rows in validation_batches(run.packed, run.config.data, sequences):
-        part = torch.from_numpy(rows)
-        loss = next_token_loss(decoder.hidden_states(part[:, :-1]), decoder.head, part[:, 1:])
-        total, count = total + float(loss) * len(rows), count + len(rows)
+        own = own_rows(len(rows)) if len(rows) % world() == 0 else slice(None)
+        loss, _ = mean_and_any(float(run.loss(torch.from_numpy(rows[own]))), False)
+        total, count = total + loss * len(rows), count + len(rows)
     if not count:
         raise OutgrowError(f"the held-out text is shorter than one sequence of {run.config.data.context}; raise data.validation_share")
     return total / count
@@ -217,14 +343,21 @@ def _validation_row(run: Run) -> Row:
     return _row(run, validation_loss=loss, bits_per_byte=loss / math.log(2) / run.packed.bytes_per_token)
 
 
-def _row(run: Run, **values: float) -> Row:
+def _record_first(run: Run, observer: Observer) -> None:
+    """The held-out loss before the first step."""
+    if run.clock.tokens == run.first:
+        _record(run, observer, _validation_row(run))
+
+
+def _row(run: Run, **values: Any) -> Row:
     return {"tokens": run.clock.tokens, "flops": run.clock.flops, **values}
 
 
 def _record(run: Run, observer: Observer, row: Row) -> None:
-    with (run.directory / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-    observer.row(row)
+    if leads():
+        with (run.directory / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        observer.row(row)
 
 
 def _due(run: Run, every: int) -> bool:
@@ -234,14 +367,29 @@ def _due(run: Run, every: int) -> bool:
 
 
 def _save(run: Run) -> None:
-    """Writes a checkpoint and removes those that nothing needs any more."""
+    """Begins a checkpoint, once the one before it is whole and those that nothing needs any more are gone."""
     place = checkpoint_at(run.directory, run.clock.tokens)
+    run.writer.finish()
+    _tidy(run)
     if not place.exists():
-        save(place, run.model, run.optimizer, run.clock, run.config.identity(), run.packed.tokenizer_files, run.seen())
-    wanted = {checkpoint_at(run.directory, tokens) for tokens in (*run.config.keep, run.clock.tokens)}
-    for old in place.parent.iterdir():
+        state = state_of(run.model.config, run.parameters, run.optimizer, run.clock, run.config.identity(), run.seen())
+        run.writer.write(place, state, run.packed.tokenizer_files)
+
+
+def _tidy(run: Run) -> None:
+    """Removes the checkpoints that are neither among the newest nor wanted by name."""
+    if not leads():
+        return
+    whole = checkpoints(run.directory)
+    wanted = {checkpoint_at(run.directory, tokens) for tokens in run.config.keep} | set(whole[-run.config.keep_last :])
+    for old in whole:
         if old not in wanted:
             shutil.rmtree(old)
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path for path in (directory / CHECKPOINTS).glob("*") if path.name.isdigit())
 
 
 def checkpoint_at(directory: Path, tokens: int) -> Path:
@@ -251,7 +399,7 @@ def checkpoint_at(directory: Path, tokens: int) -> Path:
 
 def latest_checkpoint(directory: Path) -> Path | None:
     """The newest whole checkpoint of a run."""
-    found = sorted(path for path in (directory / CHECKPOINTS).glob("*") if path.name.isdigit())
+    found = checkpoints(directory)
     return found[-1] if found else None
 
 

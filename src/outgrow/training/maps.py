@@ -16,8 +16,7 @@ from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import initialised, loaded
-from outgrow.models.decoder import Decoder
-from outgrow.models.loss import next_token_loss
+from outgrow.models.forward import forward_of
 from outgrow.spaces import Dense
 from outgrow.training.config import LearnConfig
 
@@ -39,7 +38,7 @@ def learn_maps(
         raise OutgrowError(f"learn.batch_tokens ({settings.batch_tokens}) is not a multiple of the context ({context})")
     base = {name: value.detach() for name, value in loaded(source).named_parameters()}
     # The target's own module gives the forward pass its shape; its weights are never used.
-    decoder = Decoder(initialised(plan.target_config, seed=0), torch.float32)
+    forward = forward_of(initialised(plan.target_config, seed=0), torch.float32)
     stages = plan.stages
     place = next(i for i, stage in enumerate(stages) if _maps(stage))
     maps = {name: torch.tensor(start, dtype=torch.float32, requires_grad=True) for name, start in _maps(stages[place]).items()}
@@ -48,8 +47,8 @@ def learn_maps(
     for step in range(settings.steps):
         rows = torch.from_numpy(batches.at(begin + step * settings.batch_tokens, settings.batch_tokens // context))
         grown = Grown(_with_maps(stages, place, maps), base.__getitem__)
-        seen = decoder.over({name: grown.weight(name) for name in grown.tensors})
-        loss = next_token_loss(seen.hidden_states(rows[:, :-1]), seen.head, rows[:, 1:])
+        seen = forward.over({name: grown.weight(name) for name in grown.tensors})
+        loss = seen.loss(rows[:, :-1], rows[:, 1:])
         if not math.isfinite(loss.item()):
             raise OutgrowError(f"the loss through the maps is {loss.item()} at step {step}; lower learn.learning_rate")
         optimizer.zero_grad()

@@ -1,41 +1,93 @@
-"""AdamW with weight decay on matrices only, its state named as the parameters are named on disk."""
+"""AdamW and Muon over named parameters, their state named as the parameters are named on disk."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from outgrow.arch import Arch, Config
+from outgrow.arch import Arch, Config, Spec, size_of
 from outgrow.errors import OutgrowError
-from outgrow.training.config import AdamWConfig
+from outgrow.training.config import OptimizerConfig
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps a parameter
-
-
-def adamw(settings: AdamWConfig, parameters: dict[str, Tensor], arch: Arch, config: Config) -> torch.optim.AdamW:
-    """AdamW over the parameters that ask for gradients; matrices decay, gains and biases do not."""
-    decays = {tensor.name: tensor.spec.decays for tensor in arch.tensors(config) if parameters[tensor.name].requires_grad}
-    groups: list[dict[str, Any]] = [
-        {"params": [parameters[name] for name in decays if decays[name]], "weight_decay": settings.weight_decay},
-        {"params": [parameters[name] for name in decays if not decays[name]], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}  # what each keeps a parameter
 
 
-def moments(optimizer: torch.optim.AdamW, parameters: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """exp_avg and exp_avg_sq under the names of the parameters that are trained."""
-    trained = {name: value for name, value in parameters.items() if value.requires_grad}
-    return {kind: {name: optimizer.state[value][kind] for name, value in trained.items()} for kind in MOMENTS}
+class Optimizer:
+    """The optimizers of a run: every trained parameter has one, and a share of the learning rate.
+
+    Args:
+        settings: of the run.
+        parameters: name -> parameter; those that ask for gradients are trained.
+        arch, config: of the model.
+    """
+
+    def __init__(self, settings: OptimizerConfig, parameters: Mapping[str, Tensor], arch: Arch, config: Config) -> None:
+        self.parameters = {name: value for name, value in parameters.items() if value.requires_grad}
+        self.kinds: dict[str, str] = {}
+        groups: dict[tuple[str, bool, float], list[Tensor]] = {}
+        sizes, tuned_at = arch.sizes(config), settings.tuned_at or {}
+        if unknown := sorted(set(tuned_at) - set(sizes)):
+            raise OutgrowError(f"optimizer.tuned_at names the space '{unknown[0]}'; the model has {', '.join(sizes)}")
+        for tensor in arch.tensors(config):
+            if tensor.name not in self.parameters:
+                continue
+            matrix = tensor.layer is not None and tensor.spec.decays and len(tensor.spec.axes) == 2
+            kind = self.kinds[tensor.name] = "muon" if settings.kind == "muon" and matrix else "adamw"
+            share = _share(tensor.spec, sizes, tuned_at)
+            groups.setdefault((kind, tensor.spec.decays, share), []).append(self.parameters[tensor.name])
+        self.torch: dict[str, torch.optim.Optimizer] = {}
+        for kind in sorted(set(self.kinds.values())):
+            own = [
+                {"params": members, "weight_decay": settings.weight_decay if decays else 0.0, "share": share}
+                for (other, decays, share), members in groups.items()
+                if other == kind
+            ]
+            self.torch[kind] = _made(kind, own, settings)
+
+    def step(self, rate: float) -> None:
+        """One update at a learning rate, after which no gradient is left."""
+        for optimizer in self.torch.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["share"]
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """Moment -> name of each parameter that has it -> its value."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, value in self.parameters.items():
+            kind = self.kinds[name]
+            for moment in MOMENTS[kind]:
+                found.setdefault(moment, {})[name] = self.torch[kind].state[value][moment]
+        return found
+
+    def restore(self, saved: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
+        """Puts saved moments and the step count back."""
+        for name, value in self.parameters.items():
+            kind = self.kinds[name]
+            if any(name not in saved.get(moment, {}) for moment in MOMENTS[kind]):
+                raise OutgrowError(f"the saved optimizer state has nothing for '{name}' under {kind}; set start.optimizer to 'reset'")
+            state: dict[str, Any] = {moment: saved[moment][name] for moment in MOMENTS[kind]}
+            self.torch[kind].state[value] = {"step": torch.tensor(float(steps)), **state} if kind == "adamw" else state
 
 
-def restore(optimizer: torch.optim.AdamW, parameters: dict[str, Tensor], saved: dict[str, dict[str, Tensor]], steps: int) -> None:
-    """Puts saved moments and the step count back."""
-    for name, value in parameters.items():
-        if not value.requires_grad:
-            continue
-        if name not in saved[MOMENTS[0]]:
-            raise OutgrowError(f"the saved optimizer state has nothing for '{name}', which is trained; set start.optimizer to 'reset'")
-        state: dict[str, Any] = {kind: saved[kind][name] for kind in MOMENTS}
-        optimizer.state[value] = {"step": torch.tensor(float(steps)), **state}
+def _made(kind: str, groups: list[dict[str, Any]], settings: OptimizerConfig) -> torch.optim.Optimizer:
+    rate, betas = settings.learning_rate, (settings.beta1, settings.beta2)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+    return torch.optim.Muon(groups, lr=rate, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw")
+
+
+def _share(spec: Spec, sizes: Mapping[str, int], tuned_at: Mapping[str, int]) -> float:
+    """The share of the learning rate that a parameter takes: tuned fan-in over own fan-in for a matrix that reads a space that differs.
+
+    muP's rule for Adam (arXiv 2203.03466, table 3): hidden and output matrices by fan-in, embeddings and vectors unchanged.
+    """
+    reads = [space for axis in spec.axes if axis.role == "read" for block in axis.blocks for space in block if space != "vocab"]
+    if not spec.decays:
+        return 1.0
+    return math.prod(tuned_at.get(space, size_of(space, sizes)) / size_of(space, sizes) for space in reads)

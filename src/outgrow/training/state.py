@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, distributed
 
+from outgrow.checkpoint.huggingface import SINGLE
 from outgrow.checkpoint.lineage import LINEAGE, Lineage
-from outgrow.checkpoint.optimizer_state import CLOCK, moment_file
+from outgrow.checkpoint.optimizer_state import CLOCK, moment_file, stored_moments
+from outgrow.checkpoint.ranks import leads, telling, told, world
+from outgrow.checkpoint.safetensors_file import stored_in
 from outgrow.errors import OutgrowError
 from outgrow.files import new_directory, read_json, write_json
-from outgrow.training.optim import MOMENTS, moments, restore
+from outgrow.training.distributed import Part, fill, from_files, like_parameter, snapshot, write_tensors
+from outgrow.training.optim import MOMENTS, Optimizer
 
 BEHIND_MASKS = "behind_masks.safetensors"  # what is trained where the weights are still masked
 
@@ -29,69 +32,120 @@ class Clock:
         tokens: tokens seen, those of its ancestors included.
         flops: training FLOPs spent, those of its ancestors included.
         steps: optimizer steps since the optimizer's state was fresh.
+        skipped: tokens of data that were left out, by rolling back before a loss spike.
     """
 
     tokens: int
     flops: float
     steps: int
+    skipped: int = 0
 
 
-def save(
-    directory: Path,
-    model: Any,
-    optimizer: torch.optim.AdamW,
-    clock: Clock,
-    run: str,
-    tokenizer: list[Path],
-    seen: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Writes one checkpoint; it appears whole or not at all.
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds, apart from the run, so that training can go on while it is written.
 
-    `seen` are the parameters that the model runs on where masks still hide some; the weight file has those, as any tool would
-    have to run them, and what is behind the masks stands beside it.
+    Attributes:
+        weights: name -> this rank's part of each parameter, as any tool would have to run it.
+        behind: name -> what is trained where `weights` are still masked.
+        moments: moment -> name -> this rank's part.
+        config: the model's, for its config.json.
+        clock: of the run.
+        lineage: its receipt.
     """
-    parameters = dict(model.named_parameters())
-    hidden = {name: parameters[name].detach().clone() for name in seen or {} if seen and seen[name] is not parameters[name]}
-    with new_directory(directory) as temporary:
-        try:
-            _put(parameters, {name: seen[name] for name in hidden} if seen else {})
-            model.save_pretrained(temporary)
-        finally:
-            _put(parameters, hidden)
-        if hidden:
-            save_file(hidden, temporary / BEHIND_MASKS, metadata={"format": "pt"})
-        for kind, tensors in moments(optimizer, parameters).items():
-            save_file(tensors, moment_file(temporary, kind), metadata={"format": "pt"})
+
+    weights: Mapping[str, Part]
+    behind: Mapping[str, Part]
+    moments: Mapping[str, Mapping[str, Part]]
+    config: Any
+    clock: Clock
+    lineage: Lineage
+
+
+def state_of(
+    config: Any, parameters: Mapping[str, Tensor], optimizer: Optimizer, clock: Clock, run: str, seen: Mapping[str, Tensor] | None = None
+) -> State:
+    """A copy of all that a checkpoint holds.
+
+    Args:
+        config: of the transformers model.
+        parameters: its parameters by name, sharded ones as this rank holds them.
+        optimizer: the run's.
+        clock: the run's.
+        run: its identity.
+        seen: the parameters that the model runs on, where masks still hide some of its own.
+    """
+    hidden = {name: parameters[name] for name in seen or {} if seen and seen[name] is not parameters[name]}
+    trained = [name for name, value in parameters.items() if value.requires_grad]
+    trains = trained if len(trained) < len(parameters) else None
+    receipt = Lineage(tokens=clock.tokens, flops=clock.flops, run=run, trains=trains, skipped=clock.skipped or None)
+    moments = {moment: snapshot(values) for moment, values in optimizer.moments().items()}
+    return State(snapshot(seen or parameters), snapshot(hidden), moments, config, clock, receipt)
+
+
+class Writer:
+    """Writes checkpoints one after another behind the back of training; every rank has one."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._group = distributed.new_group(backend="gloo") if world() > 1 else None
+        self._last: Future[None] | None = None
+
+    def write(self, directory: Path, state: State, tokenizer: list[Path]) -> None:
+        """Begins a checkpoint, which will appear whole or not at all; the one before it is finished first."""
+        self.finish()
+        self._last = self._pool.submit(_write, directory, state, tokenizer, self._group)
+
+    def finish(self) -> None:
+        """Waits for the last checkpoint, and says what went wrong with it."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+
+def _write(directory: Path, state: State, tokenizer: list[Path], group: Any) -> None:
+    if not leads():
+        place = told(group)
+        return _write_tensors(place, state, group) if place else None
+    with telling(group) as tell, new_directory(directory) as temporary:
+        tell(temporary)
+        state.config.save_pretrained(temporary)
+        _write_tensors(temporary, state, group)
         for path in tokenizer:
             shutil.copy(path, temporary)
-        write_json(temporary / CLOCK, asdict(clock))
-        trained = [name for name, value in parameters.items() if value.requires_grad]
-        trains = trained if len(trained) < len(parameters) else None
-        write_json(temporary / LINEAGE, Lineage(tokens=clock.tokens, flops=clock.flops, run=run, trains=trains).as_json())
+        write_json(temporary / CLOCK, asdict(state.clock))
+        write_json(temporary / LINEAGE, state.lineage.as_json())
+
+
+def _write_tensors(directory: Path, state: State, group: Any) -> None:
+    write_tensors(directory / SINGLE, state.weights, group)
+    if state.behind:
+        write_tensors(directory / BEHIND_MASKS, state.behind, group)
+    for moment, values in state.moments.items():
+        write_tensors(moment_file(directory, moment), values, group)
 
 
 def read_clock(directory: Path) -> Clock:
-    """The clock of a checkpoint that `save` wrote."""
+    """The clock of a checkpoint that a run wrote."""
     return Clock(**read_json(directory / CLOCK))
 
 
-def restore_optimizer(directory: Path, model: Any, optimizer: torch.optim.AdamW) -> int:
-    """Loads the optimizer's state of a checkpoint; returns its step count."""
+def restore_optimizer(directory: Path, optimizer: Optimizer) -> int:
+    """Loads the optimizer's state of a checkpoint, each rank its part; returns its step count."""
     if not (directory / CLOCK).exists():
         raise OutgrowError(f"'{directory}' carries no optimizer state; set start.optimizer to 'reset'")
     steps = read_clock(directory).steps
-    saved = {kind: load_file(moment_file(directory, kind)) for kind in MOMENTS}
-    restore(optimizer, dict(model.named_parameters()), saved, steps)
+    saved: dict[str, dict[str, Tensor]] = {}
+    for moment, stored in stored_moments(directory).items():
+        wanted = {name: value for name, value in optimizer.parameters.items() if moment in MOMENTS[optimizer.kinds[name]]}
+        saved[moment] = {name: like_parameter(value) for name, value in wanted.items() if name in stored}
+        fill(saved[moment], from_files(stored))
+    optimizer.restore(saved, steps)
     return steps
 
 
 def restore_behind_masks(directory: Path, parameters: Mapping[str, Tensor]) -> None:
     """Puts what was trained behind masks back into the parameters that a masked checkpoint was loaded into."""
     if (directory / BEHIND_MASKS).exists():
-        _put(parameters, load_file(directory / BEHIND_MASKS))
-
-
-@torch.no_grad()
-def _put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        parameters[name].copy_(value)
+        stored = stored_in(directory / BEHIND_MASKS)
+        fill({name: parameters[name] for name in stored}, from_files(stored))

@@ -1,0 +1,169 @@
+"""A recipe: the stages of one run, each trained for so many tokens and grown into the next, with annealed branches off the trunk.
+
+Stages and branches become `RunConfig`s that start from one another, so that everything known of runs holds for them: identity,
+resuming, lineage, FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from outgrow.config import Settings, parse, read_yaml
+from outgrow.data.config import DataConfig
+from outgrow.errors import OutgrowError
+from outgrow.models.build import ModelConfig
+from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, SpikeConfig, Start
+
+
+class Stage(Settings):
+    """A part of the run: grown first, unless it is the first, then trained."""
+
+    tokens: int = Field(ge=1, description="trained in this stage")
+    grow: str | None = Field(None, description="growth operators, such as 'stack(factor=4)'")
+    learning_rate: float | None = Field(None, gt=0, description="peak of this stage; optimizer.learning_rate if not given")
+    rate: Literal["restart", "keep", "rewarm-new"] = Field(
+        "restart",
+        description="the learning rate at growth: its schedule begins anew with its warm-up, as in the paper; or goes on; or goes on and "
+        "rises from zero for what is new",
+    )
+    optimizer: Literal["reset", "carry", "fresh-new"] = Field("reset", description="the optimizer's state at growth")
+
+
+class Branch(Settings):
+    """A short decayed run off the trunk, so that annealed loss can be read where the trunk's rate is still high."""
+
+    at: int = Field(ge=1, description="clock at which it leaves the trunk")
+    tokens: int = Field(ge=1, description="of linear decay to zero")
+
+
+class Recipe(Settings):
+    """Stages of one run. Tokens are counted over all stages; a grown model reads on where its base stopped."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    model: ModelConfig = Field(description="of the first stage: keys of a Hugging Face config.json")
+    data: DataConfig = DataConfig()  # type: ignore[call-arg]
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    branches: tuple[Branch, ...] = ()
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()  # type: ignore[call-arg]
+    batch_tokens: int = Field(4096, ge=1)
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = Field(0, ge=0)
+    validate_every: int = Field(200_000, ge=1)
+    save_every: int = Field(1_000_000, ge=1)
+    keep_last: int = Field(1, ge=1)
+    spike: SpikeConfig = SpikeConfig()  # type: ignore[call-arg]
+    compile: bool = False
+    recompute: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if self.stages[0].grow:
+            raise ValueError("the first stage grows nothing, since nothing is there yet; leave its 'grow' out")
+        for number, stage in enumerate(self.stages[1:], 2):
+            if not stage.grow:
+                raise ValueError(f"stage {number} says nothing about how it grows; give 'grow', or add its tokens to the stage before")
+        for stage in self.stages:
+            if stage.tokens % self.batch_tokens:
+                raise ValueError(f"a stage of {stage.tokens:,} tokens is no multiple of batch_tokens ({self.batch_tokens:,})")
+        for branch in self.branches:
+            if branch.at % self.batch_tokens or branch.tokens % self.batch_tokens or branch.at > self.tokens:
+                raise ValueError(
+                    f"a branch of {branch.tokens:,} tokens at {branch.at:,} must have multiples of batch_tokens ({self.batch_tokens:,}) "
+                    f"and leave the trunk before its end ({self.tokens:,})"
+                )
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """Of all stages."""
+        return sum(stage.tokens for stage in self.stages)
+
+    def trunk(self) -> list[RunConfig]:
+        """One run a stage, each starting from the one before."""
+        runs: list[RunConfig] = []
+        end = 0
+        for number, stage in enumerate(self.stages, 1):
+            end += stage.tokens
+            begun: dict[str, Any] = {"start": self._growth(runs[-1], stage)} if runs else {"model": self.model}
+            name = self.name if len(self.stages) == 1 else f"{self.name}-stage{number}"
+            runs.append(self._run(name, end, stage, self._schedule(stage), **begun))
+        return runs
+
+    def runs(self) -> list[RunConfig]:
+        """The trunk's stages and the branches."""
+        trunk = self.trunk()
+        return [*trunk, *(self._branch(trunk, branch) for branch in self.branches)]
+
+    def _branch(self, trunk: list[RunConfig], branch: Branch) -> RunConfig:
+        run, stage = next((run, stage) for run, stage in zip(trunk, self.stages, strict=True) if branch.at <= run.tokens)
+        start = Start(run=run, tokens=branch.at, optimizer="carry")
+        end = branch.at + branch.tokens
+        return self._run(f"{self.name}-annealed-{end}", end, stage, ScheduleConfig(decay_tokens=branch.tokens), start=start)  # type: ignore[call-arg]
+
+    def _growth(self, before: RunConfig, stage: Stage) -> Start:
+        warm = self.schedule.warmup_tokens if stage.rate == "rewarm-new" else 0
+        return Start(run=before, operator=stage.grow, optimizer=stage.optimizer, rewarm_tokens=warm or None)
+
+    def _schedule(self, stage: Stage) -> ScheduleConfig:
+        """The whole recipe's schedule as one stage sees it: it ends with the last stage, and begins with the first or this one."""
+        goes_on = stage.rate != "restart"
+        return self.schedule.model_copy(
+            update={"end": self.schedule.end or self.tokens, "begin": 0 if goes_on else self.schedule.begin}
+        )  # fmt: skip
+
+    def _run(self, name: str, tokens: int, stage: Stage, schedule: ScheduleConfig, **begun: Any) -> RunConfig:
+        rate = stage.learning_rate or self.optimizer.learning_rate
+        own = {field: getattr(self, field) for field in RunConfig.model_fields if field in Recipe.model_fields and field not in _OTHERS}
+        optimizer = self.optimizer.model_copy(update={"learning_rate": rate})
+        return RunConfig(name=name, tokens=tokens, optimizer=optimizer, schedule=schedule, **own, **begun)
+
+
+SHIPPED = Path(str(resources.files("outgrow.lab"))) / "recipes"
+_OTHERS = {"name", "model", "optimizer", "schedule"}
+
+
+def read_runs(path: Path, changes: list[str]) -> list[RunConfig]:
+    """The runs of a file: a recipe of stages, or one run.
+
+    Args:
+        path: YAML, or the name of a recipe that comes with outgrow, such as `7b-grown`.
+        changes: `a.b=value` settings that stand in for the file's, such as `optimizer.learning_rate=0.001` or `stages.1.tokens=4096`.
+    """
+    shipped = SHIPPED / f"{path}.yaml"
+    path = shipped if shipped.is_file() and not path.exists() else path
+    content = read_yaml(path)
+    for change in changes:
+        content = changed(content, change)
+    if "stages" in content:
+        return parse(Recipe, content, where=f"'{path}'").runs()
+    return [parse(RunConfig, content, where=f"'{path}'")]
+
+
+def changed(content: Any, change: str) -> Any:
+    """Settings with one of them set, `a.b=value`, the value as YAML has it."""
+    name, equals, text = change.partition("=")
+    if not equals or not name:
+        raise OutgrowError(f"--set takes NAME=VALUE, such as optimizer.learning_rate=0.001, not '{change}'")
+    return _with(content, name.split("."), yaml.safe_load(text), name)
+
+
+def _with(content: Any, path: list[str], value: Any, name: str) -> Any:
+    if not path:
+        return value
+    head, *rest = path
+    if isinstance(content, list):
+        if not head.isdigit() or int(head) >= len(content):
+            raise OutgrowError(f"--set {name}: '{head}' is not one of the {len(content)} entries, counted from 0")
+        return [_with(one, rest, value, name) if place == int(head) else one for place, one in enumerate(content)]
+    if content is not None and not isinstance(content, Mapping):
+        raise OutgrowError(f"--set {name}: there is nothing under '{content}'")
+    known = dict(content or {})
+    return {**known, head: _with(known.get(head), rest, value, name)}

@@ -1,0 +1,64 @@
+"""A recipe on a cluster that SLURM manages, or on this machine as if it did, by `submitit`; requeued jobs go on where they stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outgrow.errors import OutgrowError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank of a job does: train the runs of a file. Called again after preemption, it is the same job and goes on."""
+
+    recipe: Path
+    changes: tuple[str, ...]
+    runs: Path
+    track: tuple[str, ...]
+
+    def __call__(self) -> dict[str, float]:
+        """Trains; returns run name -> held-out loss."""
+        import submitit
+
+        from outgrow.checkpoint.ranks import join_ranks
+        from outgrow.lab.recipe import read_runs
+        from outgrow.lab.watch import execute_all
+
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        join_ranks()
+        runs = read_runs(self.recipe, list(self.changes))
+        results = execute_all(runs, self.runs, track=self.track)
+        return {run.name: results[run.identity()].final_loss for run in runs}
+
+    def checkpoint(self) -> Any:
+        """What submitit queues again when the job is preempted or runs out of time."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def submit(
+    job: Job, cluster: str, logs: Path, nodes: int, ranks: int, hours: float, options: dict[str, Any]
+) -> Any:  # fmt: skip
+    """Hands a job over; returns submitit's own job.
+
+    Args:
+        job: it.
+        cluster: `slurm`, or `local` for processes of this machine.
+        logs: folder for what the ranks print.
+        nodes, ranks: nodes, and ranks on each; with GPUs, one a rank.
+        hours: after which SLURM stops it, and submitit queues it again.
+        options: of SLURM, such as partition or account.
+    """
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise OutgrowError("jobs are submitted by 'submitit', which is not installed; pip install 'outgrow[slurm]'") from None
+    executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
+    shape = {"nodes": nodes, "tasks_per_node": ranks, "timeout_min": max(1, round(hours * 60))}
+    if cluster == "slurm":
+        shape |= {"gpus_per_node": ranks, **{f"slurm_{name}": value for name, value in options.items()}}
+    executor.update_parameters(**shape)
+    return executor.submit(job)

@@ -1,0 +1,56 @@
+"""Trackers beside `metrics.jsonl`, the record: TensorBoard where it is installed, Weights & Biases where it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from outgrow.errors import OutgrowError
+from outgrow.training.config import RunConfig
+from outgrow.training.loop import Row
+
+Tracker = Callable[[Row], None]
+TRACKERS = ("tensorboard", "wandb")
+
+
+def trackers(names: Iterable[str], run: RunConfig, directory: Path) -> list[Tracker]:
+    """What is told every row of a run. TensorBoard is left out where it is not installed, since it is asked for by default."""
+    made: list[Tracker] = []
+    for name in names:
+        if name == "tensorboard":
+            made += [_tensorboard(directory)] if find_spec("tensorboard") else []
+        elif name == "wandb":
+            made.append(_wandb(run, directory))
+        else:
+            raise OutgrowError(f"there is no tracker '{name}'; known: {', '.join(TRACKERS)}")
+    return made
+
+
+def _tensorboard(directory: Path) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(directory / "tensorboard"))
+
+    def told(row: Row) -> None:
+        for name, value in _numbers(row).items():
+            writer.add_scalar(name, value, row["tokens"])
+        writer.flush()
+
+    return told
+
+
+def _wandb(run: RunConfig, directory: Path) -> Tracker:
+    if not find_spec("wandb"):
+        raise OutgrowError("Weights & Biases is asked for and not installed; pip install wandb")
+    import wandb  # type: ignore[import-not-found]
+
+    tracked = wandb.init(
+        name=run.name, id=run.identity(), dir=directory, config=run.model_dump(mode="json"), resume="allow", reinit="create_new"
+    )
+    return lambda row: tracked.log(_numbers(row) | {"tokens": row["tokens"]}, step=row["tokens"])
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "tokens" and isinstance(value, (int, float))}

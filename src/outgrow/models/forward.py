@@ -1,0 +1,84 @@
+"""The forward pass that trains a model: ours where there is one, and transformers' own for every other family."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from outgrow.arch import LLAMA, arch_for
+from outgrow.models.decoder import Decoder
+
+
+class ModelForward:
+    """transformers' own forward pass, without dropout, as `Decoder` offers its own; products in `dtype` by autocast.
+
+    Args:
+        model: of transformers.
+        dtype: of products.
+        compile: compile every block; blocks of a shape share what is compiled.
+        recompute: keep no activations inside blocks for the backward pass; compute them again.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, compile: bool = False, recompute: bool = False) -> None:
+        self.model, self.dtype = model, dtype
+        self._forward = model.forward
+        self._parameters: Mapping[str, Tensor] | None = None
+        _drop_nothing(model)
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        for block in blocks_of(model) if compile else []:
+            block.compile()
+
+    def over(self, parameters: Mapping[str, Tensor]) -> ModelForward:
+        """The same forward pass over other parameters under the same names."""
+        other = copy.copy(self)
+        other._parameters = dict(parameters)
+        return other
+
+    def through(self, model: Any) -> ModelForward:
+        """The same forward pass by calls of the model's own modules, which is what this one is."""
+        return self
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Logits [B, T, V]."""
+        with torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            if self._parameters is None:
+                return self._forward(tokens_BT, use_cache=False).logits
+            return functional_call(self.model, dict(self._parameters), (tokens_BT,), {"use_cache": False}).logits
+
+    def loss(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of the labels."""
+        logits = self.logits(tokens_BT)
+        return F.cross_entropy(logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), labels_BT.flatten())
+
+
+def forward_of(model: Any, dtype: torch.dtype, compile: bool = False, recompute: bool = False) -> Decoder | ModelForward:
+    """The forward pass of a model."""
+    kind = Decoder if is_ours(model.config.to_dict()) else ModelForward
+    return kind(model, dtype, compile, recompute)
+
+
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Does the decoder compute this family?"""
+    return arch_for(config) is LLAMA
+
+
+def blocks_of(model: Any) -> list[Any]:
+    """The modules of the blocks, in order."""
+    return list(model.get_submodule(arch_for(model.config.to_dict()).layer_prefix.partition(".{}")[0]))
+
+
+def _drop_nothing(model: Any) -> None:
+    """Dropout is switched off: a run must go on bit for bit, and pre-training reads its text once."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,92 @@
+"""What a run begins with: random weights, a checkpoint on disk, or another run that is grown in depth where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from outgrow.arch import Config
+from outgrow.checkpoint.huggingface import open_checkpoint
+from outgrow.checkpoint.lineage import Lineage, read_lineage
+from outgrow.checkpoint.optimizer_state import MOMENTS
+from outgrow.growth.apply import Grown
+from outgrow.growth.plan import GrowthPlan
+from outgrow.models.build import initial
+from outgrow.training.distributed import from_files, like_parameter, local
+from outgrow.training.optim import Optimizer
+from outgrow.training.state import Clock, restore_optimizer
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A beginning.
+
+    Attributes:
+        config: of the model.
+        read: gives the rows of a tensor that a rank asks for.
+        lineage: what led here.
+        restore: loads the optimizer's state; returns its step count.
+        directory: where it lies on disk, if it does.
+    """
+
+    config: Config
+    read: Callable[[str, slice], Tensor]
+    lineage: Lineage
+    restore: Callable[[Optimizer], int]
+    directory: Path | None = None
+
+
+def from_seed(config: Config, seed: int) -> Origin:
+    """Random weights."""
+    draw = initial(config, seed)
+    return Origin(config, lambda name, rows: draw(name)[rows], Lineage(), lambda optimizer: 0)
+
+
+def from_directory(directory: Path) -> Origin:
+    """A checkpoint, ours or any that can be opened."""
+    found = open_checkpoint(directory)
+    read = from_files(found.tensors)
+    return Origin(found.config, read, read_lineage(directory), lambda optimizer: restore_optimizer(directory, optimizer), directory)
+
+
+def can_grow_in_place(plan: GrowthPlan, policy: str) -> bool:
+    """Is every tensor of the target made of the same part of one tensor of the source, so that each rank can grow its own shards?"""
+    plain = all(not (stage.lifts or stage.depth_maps or stage.rewrites or stage.fill == "masked") for stage in plan.stages)
+    grown = Grown(plan, lambda name: None)
+    return plain and policy != "fresh-new" and all(grown.has_source(name) for name in grown.tensors)
+
+
+def grown_in_place(
+    parameters: dict[str, Tensor], optimizer: Optimizer, clock: Clock, run: str, plan: GrowthPlan
+) -> Origin:  # fmt: skip
+    """A run in memory, grown in depth: each rank copies shards that it holds, and nothing is sent.
+
+    Args:
+        parameters, optimizer, clock, run: of the run that is grown.
+        plan: one that `can_grow_in_place`.
+    """
+    weights = Grown(plan, lambda name: local(parameters[name].detach()))
+    fresh = [tensor.name for tensor in plan.grown_arch.tensors(plan.target_config) if plan.is_fresh(tensor)]
+    lineage = Lineage(
+        clock.tokens,
+        clock.flops,
+        run=run,
+        plan=plan.as_json(),
+        trains=fresh if plan.trains_only_fresh else None,
+        skipped=clock.skipped or None,
+    )
+
+    def restore(target: Optimizer) -> int:
+        saved: dict[str, dict[str, Any]] = {}
+        for moment, values in optimizer.moments().items():
+            grown = Grown(plan, lambda name, values=values: local(values[name]))
+            names = [name for name in target.parameters if grown.reference(name) in values]
+            saved[moment] = {name: like_parameter(target.parameters[name], grown.state(name, MOMENTS[moment], "carry")) for name in names}
+        target.restore(saved, clock.steps)
+        return clock.steps
+
+    return Origin(plan.target_config, lambda name, rows: weights.weight(name), lineage, restore)

@@ -1,0 +1,375 @@
+"""Recipes of stages: what they stand for, overrides, budgets, trackers, jobs; growth in place; kills at random instants."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from outgrow.arch import LLAMA
+from outgrow.data.packed import prepare
+from outgrow.errors import OutgrowError
+from outgrow.lab.budget import need_of
+from outgrow.lab.recipe import changed, read_runs
+from outgrow.lab.runs import differences, execute, in_order, place
+from outgrow.lab.track import trackers
+from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig, Start
+from outgrow.training.loop import FINISHED, checkpoints, latest_checkpoint, read_rows, train
+from outgrow.training.optim import Optimizer
+from outgrow.training.rewarm import rewarm_of
+from outgrow.training.schedule import share_of_peak
+
+from .conftest import ODD
+from .test_extensions import refused
+from .test_extensions import run as cli  # noqa: F401
+from .test_training import BATCH, Observer, packed, record, run, weights  # noqa: F401
+
+MODEL = {**ODD, "vocab_size": 300, "num_hidden_layers": 1}
+
+
+@pytest.fixture
+def recipe(corpus, tmp_path):
+    """A recipe file: two growths, with each policy of the learning rate, and a branch."""
+    content = {
+        "name": "tiny",
+        "model": MODEL,
+        "data": {"corpus": str(corpus), "vocab": 300, "context": 16, "validation_share": 0.1, "validation_tokens": 128},
+        "batch_tokens": BATCH,
+        "stages": [
+            {"tokens": 6 * BATCH},
+            {"tokens": 6 * BATCH, "grow": "stack(factor=2)", "rate": "rewarm-new", "optimizer": "carry"},
+            {"tokens": 8 * BATCH, "grow": "stack(factor=2)", "rate": "keep", "learning_rate": 0.005, "optimizer": "carry"},
+        ],
+        "branches": [{"at": 14 * BATCH, "tokens": 4 * BATCH}],
+        "optimizer": {"learning_rate": 0.01},
+        "schedule": {"warmup_tokens": 4 * BATCH, "decay_tokens": 5 * BATCH},
+        "save_every": 4 * BATCH,
+        "validate_every": 5 * BATCH,
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+# --- what a recipe stands for ------------------------------------------------------------------------------------------
+
+
+def test_stages_are_runs_that_start_from_one_another(recipe):
+    first, second, third, branch = read_runs(recipe, [])
+    assert [one.tokens // BATCH for one in (first, second, third, branch)] == [6, 12, 20, 18]
+    assert second.start.run.identity() == first.identity()
+    assert third.start.run.identity() == second.identity()
+    assert branch.start.run.identity() == third.identity()
+    assert branch.start.tokens == 14 * BATCH
+    assert branch.schedule.decay_tokens == 4 * BATCH
+    assert second.start.rewarm_tokens == 4 * BATCH
+    assert third.optimizer.learning_rate == 0.005
+    rates = {
+        clock: share_of_peak(one.schedule, clock * BATCH, BATCH, begin * BATCH, one.tokens)
+        for one, begin, end in ((first, 0, 6), (second, 6, 12), (third, 12, 20))
+        for clock in range(begin, end)
+    }
+    whole = ScheduleConfig(warmup_tokens=4 * BATCH, decay_tokens=5 * BATCH)
+    assert rates == {clock: share_of_peak(whole, clock * BATCH, BATCH, 0, 20 * BATCH) for clock in range(20)}
+
+
+def test_restarting_warms_up_again_towards_the_same_end(recipe):
+    runs = read_runs(recipe, ["stages.1.rate=restart", "stages.1.optimizer=reset", "schedule.kind=cosine", "schedule.decay_tokens=0"])
+    shares = [share_of_peak(runs[1].schedule, clock * BATCH, BATCH, 6 * BATCH, runs[1].tokens) for clock in (6, 9, 11)]
+    assert shares[0] == pytest.approx(0.25)
+    assert shares[1] == 1
+    assert 0.9 < shares[2] < 1
+
+
+def test_settings_are_changed_by_name(recipe):
+    assert read_runs(recipe, ["optimizer.learning_rate=0.5", "stages.2.tokens=64", "branches=[]"])[2].tokens == 13 * BATCH
+    assert changed({"a": [1, {"b": 2}]}, "a.1.b=[3]") == {"a": [1, {"b": [3]}]}
+    for change, words in (
+        ("optimizer.learning_rat=1", "did you mean 'learning_rate'"),
+        ("stages.7.tokens=64", "'7' is not one of the 3 entries"),
+        ("tokens", "--set takes NAME=VALUE"),
+        ("name.x=1", "there is nothing under 'tiny'"),
+        ("stages.0.tokens=65", "no multiple of batch_tokens"),
+        ("stages.0.grow=stack", "the first stage grows nothing"),
+        ("stages.1.grow=null", "stage 2 says nothing about how it grows"),
+        ("branches.0.at=100000", "leave the trunk before its end"),
+    ):
+        with pytest.raises(OutgrowError, match=words):
+            read_runs(recipe, [change])
+
+
+def test_mistakes_are_told_all_at_once(recipe):
+    with pytest.raises(OutgrowError, match="'optimizer.learning_rate'.*'schedule.kind'"):
+        read_runs(recipe, ["optimizer.learning_rate=-1", "schedule.kind=square"])
+
+
+def test_the_papers_recipes_need_what_their_sizes_say(cli):  # noqa: F811
+    sizes = {"410m": (0.374e9, 0.142e9), "1.1b": (1.364e9, 0.439e9), "3b": (2.40e9, 0.723e9), "7b": (5.93e9, 1.68e9)}
+    for name, (target, base) in sizes.items():
+        grown, scratch = (read_runs(Path(f"{name}-{arm}"), []) for arm in ("grown", "scratch"))
+        needs = [need_of(one, 8) for one in grown]
+        assert needs[0].parameters == pytest.approx(base, rel=0.01)
+        assert needs[1].parameters == pytest.approx(target, rel=0.01)
+        assert need_of(scratch[0], 8).parameters == needs[1].parameters
+        assert scratch[0].tokens == grown[1].tokens
+        assert grown[0].tokens == pytest.approx(10e9, rel=1e-3)
+        assert needs[1].state_bytes == 2 * needs[1].parameters
+        assert needs[1].checkpoint_bytes == 12 * needs[1].parameters
+    status, out, _ = cli("train", "7b-grown", "--dry-run", "--ranks", "64", "--days", "30")
+    assert status == 0
+    assert "tokens/s" in out
+    assert "7b-grown-stage2" in out
+
+
+# --- running them ------------------------------------------------------------------------------------------------------
+
+
+def train_all(recipe, root, live):
+    kept = []
+    for one in in_order(read_runs(recipe, [])):
+        execute(one, root, Observer(), kept if live else None)
+
+
+def test_growing_in_place_is_growing_through_the_disk(recipe, tmp_path):
+    train_all(recipe, tmp_path / "live", live=True)
+    train_all(recipe, tmp_path / "disk", live=False)
+    for one in read_runs(recipe, []):
+        live, disk = (place(one, tmp_path / name) for name in ("live", "disk"))
+        assert record(live) == record(disk)
+        assert weights(live) == weights(disk)
+        assert (disk / "start").is_dir() == bool(one.start and one.start.operator)
+        assert not (live / "start").exists()
+        configs = [(latest_checkpoint(directory) / "config.json").read_text() for directory in (live, disk)]
+        assert configs[0] == configs[1]
+
+
+def rows_in(root):
+    return sum(len(path.read_text().splitlines()) for path in root.glob("tiny-*/metrics.jsonl"))
+
+
+def test_a_recipe_survives_kill_at_random_instants(recipe, tmp_path):
+    """SIGKILL again and again, in training, growth and the writing of checkpoints; the end is that of an undisturbed run."""
+    command = [sys.executable, "-c", "from outgrow.cli import main; main()", "train", str(recipe)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    runs = read_runs(recipe, [])
+    prepare(runs[0].data, tmp_path / "killed" / "data")
+    chance = random.Random(0)
+    kills = 0
+    for rows in (3, 20, 34):  # of the 39 steps and the validations among them; resuming cuts a few off
+        with subprocess.Popen([*command, "--runs", str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and rows_in(tmp_path / "killed") < rows:
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.03))
+            process.send_signal(signal.SIGKILL)
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 2
+    for name in ("killed", "whole"):
+        subprocess.run([*command, "--runs", str(tmp_path / name)], check=True, capture_output=True, env=environment, timeout=300)
+    for one in runs:
+        killed, whole = (place(one, tmp_path / name) for name in ("killed", "whole"))
+        assert record(killed) == record(whole)
+        assert weights(killed) == weights(whole)
+
+
+def test_sigterm_saves_and_ends(recipe, tmp_path):
+    command = [sys.executable, "-c", "from outgrow.cli import main; main()", "train", str(recipe), "--runs", str(tmp_path / "runs")]
+    command += ["--set", "stages.0.tokens=640000", "--set", "data.epochs=10000", "--set", "branches=[]"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(600):
+            time.sleep(0.1)
+            if any(read_rows(path.parent)[5:] for path in tmp_path.glob("runs/*/metrics.jsonl")):
+                break
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "is saved at" in err
+    assert "Traceback" not in err
+    assert len(list(tmp_path.glob("runs/tiny-stage1-*/checkpoints/*/model.safetensors"))) == 1
+
+
+def test_a_half_trained_run_is_not_left_for_one_of_its_name(recipe, tmp_path):
+    from outgrow.errors import Interrupted
+
+    one = read_runs(recipe, [])[0]
+    with pytest.raises(Interrupted):
+        execute(one, tmp_path / "runs", Observer(stop_after=4))
+    other = read_runs(recipe, ["optimizer.learning_rate=0.02", "seed=1"])[0]
+    with pytest.raises(OutgrowError, match=r"left half-way with other settings: optimizer.learning_rate: 0.01 -> 0.02; seed: 0 -> 1; give"):
+        execute(other, tmp_path / "runs", Observer())
+    execute(other.model_copy(update={"name": "other"}), tmp_path / "runs", Observer())
+    assert differences({"a": {"b": 1}}, {"a": {"b": 1, "c": [2]}}) == ["a.c: None -> [2]"]
+
+
+# --- spikes, checkpoints, optimizers -----------------------------------------------------------------------------------
+
+
+def test_a_spike_is_rolled_back_with_its_data_left_out(run, packed, tmp_path):  # noqa: F811
+    """One batch of noise in the middle: the run goes back, leaves it out, and says which it was."""
+    from dataclasses import replace as with_
+
+    plain = run.model_copy(update={"schedule": ScheduleConfig(), "save_every": 4 * BATCH})
+    tokens = torch.tensor(packed.training[:]).numpy().copy()
+    from outgrow.data.packed import Batches
+
+    bad = Batches(packed.training, 16, 0).at(9 * BATCH, 4)
+    for row in bad:
+        start = next(i for i in range(len(tokens) - 17) if (tokens[i : i + 17] == row).all())
+        tokens[start : start + 17] = torch.randint(0, 300, (17,), generator=torch.Generator().manual_seed(start)).numpy()
+    spoilt = with_(packed, training=tokens)
+    train(plain, tmp_path / "plain", spoilt, None, Observer())
+    losses = [row["loss"] for row in read_rows(tmp_path / "plain") if "loss" in row]
+    assert losses[9] > max(losses[5:9]) + 0.1
+    guarded = plain.model_copy(update={"spike": SpikeConfig(action="roll back", above=losses[9] - sum(losses[6:9]) / 3 - 0.05, window=3)})
+    train(guarded, tmp_path / "guarded", spoilt, None, Observer())
+    rows = read_rows(tmp_path / "guarded")
+    back = [row for row in rows if "rolled_back" in row]
+    assert len(back) == 1
+    assert "sequences 36 to 39 of seed 0" in back[0]["rolled_back"]
+    assert back[0]["tokens"] == 8 * BATCH
+    assert [row["tokens"] for row in rows if "loss" in row] == [n * BATCH for n in range(1, 21)]
+    clock = json.loads((latest_checkpoint(tmp_path / "guarded") / "training.json").read_text())
+    assert clock["skipped"] == 2 * BATCH
+    stopping = guarded.model_copy(update={"spike": guarded.spike.model_copy(update={"action": "stop"})})
+    with pytest.raises(OutgrowError, match=r"over the mean of the last 3 steps at 576 tokens .*sequences 36 to 39 of seed 0"):
+        train(stopping, tmp_path / "stopping", spoilt, None, Observer())
+
+
+def test_the_newest_checkpoints_are_kept(run, packed, tmp_path):  # noqa: F811
+    train(run.model_copy(update={"keep_last": 2, "save_every": 3 * BATCH}), tmp_path / "run", packed, None, Observer())
+    assert [int(path.name) // BATCH for path in checkpoints(tmp_path / "run")] == [18, 20]
+
+
+def test_muon_takes_the_matrices_of_blocks_and_resumes(run, packed, tmp_path):  # noqa: F811
+    from outgrow.errors import Interrupted
+
+    muon = run.model_copy(update={"optimizer": OptimizerConfig(learning_rate=0.01, kind="muon")})
+    train(muon, tmp_path / "whole", packed, None, Observer())
+    with pytest.raises(Interrupted):
+        train(muon, tmp_path / "parts", packed, None, Observer(stop_after=7))
+    train(muon, tmp_path / "parts", packed, None, Observer())
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    buffers, moments = (load_file(latest_checkpoint(tmp_path / "whole") / f"{name}.safetensors") for name in ("momentum_buffer", "exp_avg"))
+    assert all(".layers." in name and value.ndim == 2 for name, value in buffers.items())
+    assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} <= moments.keys()
+    assert len(buffers) == 2 * 7
+    assert not buffers.keys() & moments.keys()
+
+
+def test_learning_rates_move_with_the_width(make_model):
+    model = make_model(vocab_size=53)
+    settings = OptimizerConfig(learning_rate=1.0, tuned_at={"hidden": 12, "ffn": 37})
+    optimizer = Optimizer(settings, dict(model.named_parameters()), LLAMA, model.config.to_dict())
+    share = {id(p): group["share"] for group in optimizer.torch["adamw"].param_groups for p in group["params"]}
+    named = {name: share[id(value)] for name, value in model.named_parameters()}
+    assert named["model.layers.0.self_attn.q_proj.weight"] == 0.5  # reads hidden, 24
+    assert named["lm_head.weight"] == 0.5
+    assert named["model.layers.0.mlp.down_proj.weight"] == 1  # reads ffn, as tuned
+    assert named["model.embed_tokens.weight"] == named["model.norm.weight"] == 1
+    with pytest.raises(OutgrowError, match="tuned_at names the space 'width'"):
+        Optimizer(OptimizerConfig(learning_rate=1.0, tuned_at={"width": 3}), {}, LLAMA, model.config.to_dict())
+
+
+@pytest.mark.parametrize("operator", ["stack(factor=2)", "direct-width(hidden=48)", "stack(factor=2), direct-width(ffn=74)"])
+def test_rewarming_slows_what_is_new_and_nothing_else(make_model, operator):
+    import outgrow
+
+    config = {**ODD}
+    plan = outgrow.plan(config, operator)
+    target = make_model(**{key: value for key, value in plan.target_config.items() if key in ODD})
+    parameters = dict(target.named_parameters())
+    before = {name: value.detach().clone() for name, value in parameters.items()}
+    warm = rewarm_of(plan, parameters, first=100, tokens=50)
+    assert warm.share(100) == 0
+    assert warm.share(125) == 0.5
+    assert warm.share(1000) == 1
+    warm.hold(parameters)
+    with torch.no_grad():
+        for value in parameters.values():
+            value.add_(1.0)
+    warm.shorten(parameters, 0.25)
+    steps = torch.cat([(parameters[name] - before[name]).flatten().detach() for name in parameters])
+    new = ((steps - 0.25).abs() < 1e-5).sum()
+    old = ((steps - 1).abs() < 1e-5).sum()
+    assert new + old == steps.numel()
+    assert old == sum(value.numel() for value in make_model(**ODD).parameters())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_blocks_are_compiled_once_for_any_depth(make_model, tokens):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    from outgrow.models.decoder import Decoder
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    shallow, deep = (Decoder(make_model(num_hidden_layers=layers), torch.float32) for layers in (2, 6))
+    compiled = torch.compile(shallow._block, dynamic=False, backend=counter)
+    for decoder in (shallow, deep):
+        decoder.block = compiled
+        decoder._hold(decoder.top())
+    plain = Decoder(make_model(num_hidden_layers=6), torch.float32).loss(tokens[:, :-1], tokens[:, 1:])
+    shallow.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    graphs = counter.frame_count
+    loss = deep.loss(tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    assert counter.frame_count == graphs == 1
+    torch.testing.assert_close(loss, plain)
+
+
+def test_recomputing_changes_no_bit(run, packed, tmp_path):  # noqa: F811
+    for name, recompute in (("kept", False), ("again", True)):
+        train(
+            run.model_copy(update={"recompute": recompute, "tokens": 4 * BATCH, "schedule": ScheduleConfig()}),
+            tmp_path / name,
+            packed,
+            None,
+            Observer(),
+        )
+    assert record(tmp_path / "kept") == record(tmp_path / "again")
+
+
+# --- trackers and jobs -------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_is_told_every_row(run, tmp_path):  # noqa: F811
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (told,) = trackers(["tensorboard"], run, tmp_path)
+    for step in (1, 2):
+        told({"tokens": step * BATCH, "flops": 1.0, "loss": 3.0 / step, "rolled_back": "text"})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(BATCH, 3.0), (2 * BATCH, 1.5)]
+    with pytest.raises(OutgrowError, match="there is no tracker 'mlflow'; known: tensorboard, wandb"):
+        trackers(["mlflow"], run, tmp_path)
+    with pytest.raises(OutgrowError, match="pip install wandb"):
+        trackers(["wandb"], run, tmp_path)
+
+
+def test_a_job_trains_a_recipe_on_two_local_ranks(recipe, tmp_path, cli):  # noqa: F811
+    options = ("--cluster", "local", "--ranks", "2", "--runs", tmp_path / "runs", "--logs", tmp_path / "logs", "--wait")
+    status, out, err = cli("submit", recipe, *options)
+    assert status == 0, err
+    assert "tiny-annealed-1152: held-out loss" in out
+    runs = read_runs(recipe, [])
+    assert all((place(one, tmp_path / "runs") / FINISHED).exists() for one in runs)
+    assert not (place(runs[1], tmp_path / "runs") / "start").exists()  # each rank grew its own shards
+    train_all(recipe, tmp_path / "alone", live=True)
+    for one in runs:
+        here, there = (read_rows(place(one, tmp_path / name))[-1]["validation_loss"] for name in ("runs", "alone"))
+        assert here == pytest.approx(there, abs=0.02)
+    refused(cli("submit", tmp_path / "none.yaml", *options), "there is no file")
+
+
+def test_a_start_that_warms_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"start.rewarm_tokens has no effect without start.operator"):
+        Start(checkpoint="x", rewarm_tokens=3)
