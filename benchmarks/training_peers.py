@@ -81,7 +81,7 @@ def step_of(model: torch.nn.Module, loss: Loss, tokens: torch.Tensor) -> Callabl
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return float(value)
+        return value.item()
 
     return step
 

@@ -24,7 +24,8 @@ MAY = {
     "training": {"errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data"},
     "extensions": {"errors", "config", "arch", "growth"},
     "api": {"errors", "arch", "checkpoint", "growth"},
-    "lab": {"extensions", "errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data", "training"},
+    "scaling": {"errors", "config", "arch"},
+    "lab": {"extensions", "scaling", "errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data", "training"},
 }
 
 

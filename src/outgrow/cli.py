@@ -128,6 +128,66 @@ def submit(
 
 
 @app.command()
+def fit(
+    files: Annotated[list[Path], typer.Argument(help="Tables of runs (CSV, JSON lines), or directories of finished runs.")],
+    law: Annotated[str, typer.Option(help="chinchilla, power, parabola, timing or speed-up.")] = "chinchilla",
+    column: Annotated[list[str] | None, typer.Option(help="Where a column is, OURS=THEIRS, such as params=N. May be repeated.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Rows that count, COLUMN=PATTERN, such as annealed=true. May be repeated.")] = None,
+    by: Annotated[str | None, typer.Option(help="A column whose values are fitted apart, such as flops or operator.")] = None,
+    resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap; none gives no intervals.")] = 1000,
+    flops: Annotated[str | None, typer.Option(help="Also the compute-optimal size for so many FLOPs, such as 1e21.")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="L-BFGS from Hoffmann's 4,500 starts in place of variable projection.")] = False,
+    output: Annotated[Path | None, typer.Option(help="A page (HTML) with tables and residual plots.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="The plots as PNG, SVG or PDF.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Fit a law to runs: coefficients, 95% intervals, outliers, residual plots.
+
+    chinchilla reads params, tokens and loss; power flops and loss; parabola growth_tokens and loss (--by flops); timing params, tokens
+    and growth_tokens; speed-up growth_factor, growth_share, tokens_per_param and speed_up.
+    """
+    from outgrow.lab import fitting
+    from outgrow.lab.advise import quantity
+
+    if figure and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise OutgrowError(f"--figure takes a file that ends in .png, .svg or .pdf, not '{figure}'")
+    named, rows = (dict(_pair(text, option) for text in given or []) for given, option in ((column, "--column"), (only, "--only")))
+    budget = quantity(flops, "--flops") if flops else None
+    found = fitting.fit_files(files, law, named, rows, by, resamples, grid)
+    if as_json:
+        print(json.dumps([fitting.as_json(one, by, budget) for one in found], indent=2))
+    else:
+        print("\n".join(line for one in found for line in fitting.fit_lines(one, by, budget)))
+    fitting.write_fits(found, by, budget, output, figure)
+
+
+@app.command()
+def advise(
+    params: Annotated[str | None, typer.Option(help="Parameters of the target, such as 7B.")] = None,
+    tokens: Annotated[str, typer.Option(help="Tokens that may be read, such as 300B.")] = "",
+    target: Annotated[Path | None, typer.Option(help="The target's config.json, in place of --params.")] = None,
+    hardware: Annotated[str | None, typer.Option(help="Accelerators, such as h200:64; FLOPs alone if not given.")] = None,
+    mfu: Annotated[float, typer.Option(help="The share of their peak that training reaches.")] = 0.4,
+    pilot: Annotated[Path | None, typer.Option(help="A directory of your own runs, whose speed-up stands in for the paper's.")] = None,
+    factor: Factor = None,
+    vocab: Annotated[int, typer.Option(min=257, help="Vocabulary, with --params.")] = 32_000,
+    context: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 2048,
+    data: Annotated[str, typer.Option(help="The directory of prepared text that the recipes read.")] = "prepared-text",
+    output: Annotated[Path | None, typer.Option(help="A directory for the recipes, one a strategy.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Plan a target: scratch, G_stack, late expansion and gradual stacking side by side, with costs, evidence and recipes."""
+    from outgrow.lab import advise as planner
+
+    if not tokens:
+        raise OutgrowError("say how many tokens may be read, with --tokens 300B")
+    found = planner.advise(params, tokens, target, hardware, mfu, pilot, factor, vocab, context, data)
+    if output:
+        planner.write_recipes(found, output)
+    print(json.dumps(planner.as_json(found), indent=2) if as_json else "\n".join(planner.advice_lines(found, output)))
+
+
+@app.command()
 def grow(
     source: Annotated[str, typer.Argument(help="A checkpoint directory, a safetensors file or a hub id; only read.")],
     target: Annotated[Path, typer.Argument(help="The directory to write.")],
@@ -375,10 +435,15 @@ def _plan(
     return make_plan(operator or "stack", checkpoint.arch, checkpoint.config, knobs, _operators(operator_file))
 
 
-def _knob(text: str) -> tuple[str, Any]:
+def _pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise OutgrowError(f"--knob takes NAME=VALUE, not '{text}'")
+        raise OutgrowError(f"{option} takes NAME=VALUE, not '{text}'")
+    return name, value
+
+
+def _knob(text: str) -> tuple[str, Any]:
+    name, value = _pair(text, "--knob")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
-import jinja2
 import plotly.graph_objects as go
 
 from outgrow.arch import arch_for
-from outgrow.files import flush, read_json
+from outgrow.files import read_json
 from outgrow.lab.outcome import ARMS, Figure, Outcome, cost, figure
+from outgrow.lab.page import write_page
 from outgrow.lab.runs import parent_of
 from outgrow.lab.speedup import Curve
 
@@ -21,13 +20,10 @@ NAMES: Mapping[str, str] = {"scratch": "from scratch", "grown": "grown (base + t
 
 def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> None:
     """Writes the report of a comparison; `tried` is the JSON file of what was tried to tune its recipe."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (resources.files("outgrow.lab") / name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    curves = draw(outcome).to_html(full_html=False, include_plotlyjs=True, config={"responsive": True, "displaylogo": False})
-    page = environment.get_template("report.html.j2").render(
+    write_page(
+        "report.html.j2",
+        path,
+        [draw(outcome)],
         outcome=outcome,
         recipe=outcome.recipe,
         base_layers=arch_for(outcome.recipe.model).layers(outcome.recipe.base_model()),
@@ -36,13 +32,8 @@ def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> Non
         sentence=sentence(figure(outcome.speed_ups("annealed")), len(outcome.seeds)),
         costs=[cost(result) for result in outcome.runs()],
         parent_of=parent_of,
-        curves=curves,
         tried=read_json(tried) if tried else None,
     )
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(page, encoding="utf-8")
-    flush(temporary)
-    temporary.replace(path)
 
 
 def sentence(found: Figure | None, seeds: int) -> str:

@@ -1,0 +1,183 @@
+"""A law fitted to points: coefficients, bootstrap intervals, outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import optimize
+
+from outgrow.errors import OutgrowError
+from outgrow.scaling.laws import Columns, Floats, Law
+
+OUTLIER = 3.5  # robust standard deviations
+Between = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law.
+
+    Attributes:
+        law, columns: what was fitted to what.
+        theta: the law's inner coefficients.
+        objective: the sum of Huber losses at them.
+        draws: inner coefficients of each bootstrap resample, (R, K); none if none were asked for.
+    """
+
+    law: Law
+    columns: Columns
+    theta: Floats
+    objective: float
+    draws: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        return dict(zip(self.law.coefficients, map(float, self.law.reported(self.theta)), strict=True))
+
+    @property
+    def derived(self) -> dict[str, float]:
+        return dict(self.law.derived(self.law.reported(self.theta)))
+
+    @property
+    def intervals(self) -> dict[str, Between]:
+        """The 95% interval of each coefficient and of each derived figure; empty without resamples."""
+        return self.interval(lambda values: {**dict(zip(self.law.coefficients, values, strict=True)), **self.law.derived(values)})
+
+    def interval(self, figures: Callable[[Floats], Mapping[str, float]]) -> dict[str, Between]:
+        """The 95% percentile interval of any figures that follow from the reported coefficients."""
+        rows = [figures(self.law.reported(theta)) for theta in self.draws]
+        found: dict[str, Between] = {}
+        for name in rows[0] if rows else ():
+            values = np.array([row[name] for row in rows])
+            values = values[np.isfinite(values)]
+            if len(values) > 0.5 * len(rows):
+                low, high = np.percentile(values, [2.5, 97.5])
+                found[name] = (float(low), float(high))
+        return found
+
+    @property
+    def residuals(self) -> Floats:
+        """Observed minus predicted, in the law's own measure: of logs where the law predicts a log."""
+        return self.law.observed(self.columns) - self.law.prediction(self.theta, self.columns)[0]
+
+    @property
+    def predicted(self) -> Floats:
+        """In the measure of `law.observed`."""
+        return self.law.prediction(self.theta, self.columns)[0]
+
+    @property
+    def outliers(self) -> list[int]:
+        """Points further than 3.5 robust standard deviations (1.4826 x median absolute deviation) from the law, farthest first."""
+        distance = np.abs(self.residuals - np.median(self.residuals))
+        spread = max(1.4826 * float(np.median(distance)), 1e-9)
+        return [int(index) for index in np.argsort(-distance) if distance[index] > OUTLIER * spread]
+
+
+def fit(
+    law: Law, columns: Columns, resamples: int = 0, seed: int = 0, starts: Callable[[Columns], Floats] | None = None
+) -> Fit:  # fmt: skip
+    """Fits a law by the sum (not the mean) of Huber losses.
+
+    Args:
+        law: one of `LAWS`.
+        columns: its columns, one value a point.
+        resamples: of the points with replacement, for intervals; each is fitted anew from the solution.
+        seed: of the resamples.
+        starts: in place of the law's own; `hoffmann_grid` repeats Hoffmann et al.'s L-BFGS from 4,500 starts.
+
+    Raises:
+        OutgrowError: too few or degenerate points; the sentence says what is missing.
+    """
+    columns = _checked(law, columns)
+    begun = (starts or law.starts)(columns)
+    theta = min((_descended if starts else _polished)(law, columns, begun), key=lambda theta: _objective(law, theta, columns)[0])
+    theta = _solve(law, columns, theta, tolerance=1e-13)
+    rng, count, draws = np.random.default_rng(seed), _count(columns), list[Floats]()
+    while len(draws) < resamples:
+        chosen = rng.integers(0, count, count)
+        drawn = {name: values[chosen] for name, values in columns.items()}
+        if _missing(law, drawn, theta):  # a resample of too few different values says nothing
+            continue
+        draws.append(_solve(law, drawn, theta))
+    return Fit(law, columns, theta, _objective(law, theta, columns)[0], np.array(draws).reshape(len(draws), len(theta)))
+
+
+def _checked(law: Law, columns: Columns) -> Columns:
+    found = {name: np.asarray(columns[name], dtype=np.float64) for name in law.columns if name in columns}
+    for name in law.columns:
+        if name not in found:
+            raise OutgrowError(f"the law '{law.name}' needs a column '{name}'")
+        wrong = ~np.isfinite(found[name]) if name == "speed_up" else ~(np.isfinite(found[name]) & (found[name] > 0))
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            limit = "a finite number" if name == "speed_up" else "a finite number above zero"
+            many = f"; {wrong.sum()} points are so" if wrong.sum() > 1 else ""
+            raise OutgrowError(f"'{name}' of point {first + 1} is {found[name][first]:g}, and must be {limit}{many}: mend or remove it")
+    needed, count = len(law.coefficients) + 1, _count(found)
+    if count < needed:
+        raise OutgrowError(f"the law '{law.name}' has {needed - 1} coefficients, so it needs {needed} points or more, not {count}")
+    missing = _missing(law, found, law.starts(found)[0])
+    if missing:
+        raise OutgrowError(missing)
+    return found
+
+
+def _missing(law: Law, columns: Columns, theta: Floats) -> str:
+    """What keeps points from settling the coefficients near `theta`, as a sentence; empty where nothing does."""
+    for name, needed in law.distinct.items():
+        values = len(np.unique(columns[name]))
+        if values < needed:
+            same = f"all points have the same {name}" if values == 1 else f"there are only {values} different values of {name}"
+            return f"{same}, and the law '{law.name}' needs {needed}: add runs that differ in it"
+    design = law.prediction(theta, columns)[1]
+    size = np.linalg.norm(design, axis=0)
+    if not np.all(size) or np.linalg.matrix_rank(design / size, tol=1e-10) < design.shape[1]:
+        inputs = ", ".join(law.inputs)
+        return f"the points lie so that the coefficients of '{law.name}' cannot be told apart: vary its inputs ({inputs}) separately"
+    return ""
+
+
+def _polished(law: Law, columns: Columns, starts: Floats) -> list[Floats]:
+    return [_solve(law, columns, start) for start in starts]
+
+
+def _solve(law: Law, columns: Columns, start: Floats, tolerance: float = 1e-9) -> Floats:
+    observed = law.observed(columns)
+    if np.isinf(law.delta):
+        return law.starts(columns)[0]  # the law is linear, so its one start is the solution
+    found = optimize.least_squares(
+        lambda theta: law.prediction(theta, columns)[0] - observed,
+        start,
+        jac=lambda theta: law.prediction(theta, columns)[1],  # type: ignore[arg-type]
+        loss="huber",
+        f_scale=law.delta,
+        x_scale="jac",
+        ftol=tolerance,
+        xtol=tolerance,
+        gtol=tolerance,
+        max_nfev=500,
+    )
+    return found.x
+
+
+def _descended(law: Law, columns: Columns, starts: Floats) -> list[Floats]:
+    """L-BFGS from every start."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [optimize.minimize(lambda theta: _objective(law, theta, columns), start, jac=True, method="L-BFGS-B").x for start in starts]
+
+
+def _objective(law: Law, theta: Floats, columns: Columns) -> tuple[float, Floats]:
+    """The sum of Huber losses and its gradient."""
+    predicted, jacobian = law.prediction(theta, columns)
+    error = predicted - law.observed(columns)
+    size = np.abs(error)
+    if np.isinf(law.delta):
+        return float((error**2).sum() / 2), jacobian.T @ error
+    losses = np.where(size <= law.delta, error**2 / 2, law.delta * (size - law.delta / 2))
+    return float(losses.sum()), jacobian.T @ np.clip(error, -law.delta, law.delta)
+
+
+def _count(columns: Columns) -> int:
+    return len(next(iter(columns.values())))

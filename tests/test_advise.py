@@ -1,0 +1,233 @@
+"""The planner and the fits of our own runs: shapes, budgets, evidence, recipes that the engine takes, pilots."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from outgrow.arch import LLAMA, arch_for, flops_per_token, parameter_counts
+from outgrow.errors import OutgrowError
+from outgrow.lab.advise import advise, quantity
+from outgrow.lab.recipe import read_runs
+from outgrow.lab.runs import model_of
+from outgrow.lab.table import pilot_mixing, pilots, read_entries
+from outgrow.scaling.shapes import PAPER_SHAPES, growth_factors, target_config, with_layers
+from outgrow.scaling.strategies import budget_of, expected_from_paper, learning_rate, strategies
+
+from .conftest import ODD
+from .test_cli import outgrow
+from .test_extensions import run as cli  # noqa: F401
+
+NANO = Path(__file__).parents[1] / "studies" / "results" / "nano"
+
+
+@pytest.mark.parametrize("size", PAPER_SHAPES)
+def test_the_papers_sizes_have_the_papers_shapes_and_rates(size):
+    config = target_config(size)
+    layers, hidden, ffn, heads, kv = PAPER_SHAPES[size]
+    assert [config[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size")] == [layers, hidden, ffn]
+    assert [config[key] for key in ("num_attention_heads", "num_key_value_heads")] == [heads, kv]
+    assert learning_rate(size) == {0.41e9: 6e-4, 1.1e9: 3e-4, 3e9: 1.6e-4, 7e9: 1e-4}[size]
+
+
+@pytest.mark.parametrize("size", [2e7, 6e7, 1.6e8, 8e8, 2e9, 5e9, 13e9, 30e9, 70e9, 180e9])
+def test_other_sizes_have_shapes_that_divide(size):
+    config = target_config(size)
+    assert parameter_counts(LLAMA, config).total == pytest.approx(size, rel=0.25)
+    assert config["hidden_size"] % config["num_attention_heads"] == 0
+    assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
+    assert 4 in growth_factors(LLAMA, config)
+    assert 16 < config["hidden_size"] / config["num_hidden_layers"] < 300
+    assert learning_rate(size) <= 3e-3
+
+
+def test_a_size_that_its_vocabulary_exceeds_is_refused():
+    with pytest.raises(OutgrowError, match="no shape has 1e\\+06 parameters with a vocabulary of 32,000.*--vocab"):
+        target_config(1e6)
+    assert parameter_counts(LLAMA, target_config(1e6, vocab=1024)).total == pytest.approx(1e6, rel=0.25)
+
+
+def test_strategies_add_up():
+    budget = budget_of(target_config(7e9), 300e9, 2048, 7e9)
+    found = {one.name: one for one in strategies(budget)}
+    assert list(found) == ["scratch", "g-stack", "late", "gradual"]
+    for one in found.values():
+        assert sum(phase.tokens for phase in one.phases) == budget.tokens
+        assert all(phase.tokens % budget.batch_tokens == 0 for phase in one.phases)
+        assert one.phases[-1].layers == 32
+        for phase, flops in zip(one.phases, one.flops, strict=True):
+            config = with_layers(budget.config, phase.layers)
+            assert flops == pytest.approx(phase.tokens * flops_per_token(LLAMA, config, 2048))
+    stacked, late = found["g-stack"], found["late"]
+    assert stacked.growth_tokens == pytest.approx(20.5e9, rel=0.01)  # the paper's law at 7B and 300B
+    assert [phase.layers for phase in stacked.phases] == [8, 32]
+    assert stacked.expected.speed_up == pytest.approx(0.546)
+    assert stacked.expected.saving == pytest.approx(0.353, abs=1e-3)  # 54.6% speed-up is a 35.3% saving
+    assert (stacked.expected.low, stacked.expected.high) == pytest.approx((0.31, 0.553))
+    assert late.expected.saving == pytest.approx(0.78, abs=0.03)  # the head counted, FACTS derives 78% at 7B
+    assert late.growth_tokens == pytest.approx(0.8 * 300e9, rel=1e-3)
+    assert any("221" in warning for warning in stacked.warnings)
+
+
+def test_expectations_follow_the_papers_table():
+    assert expected_from_paper(0.41e9, 400e9).speed_up == pytest.approx(0.531)
+    assert expected_from_paper(0.41e9, 700e9).speed_up == pytest.approx(0.31)
+    assert 0.31 < expected_from_paper(0.41e9, 550e9).speed_up < 0.531
+    assert expected_from_paper(7e9, 9e12).speed_up == pytest.approx(0.546)  # clamped, and said to be outside
+
+
+def test_evidence_says_how_far_outside_one_is():
+    budget = budget_of(target_config(70e9), 2e12, 2048, 70e9)
+    paper = strategies(budget)[1].evidence[0]
+    assert paper.distance(70e9, 2e12) == ["you have 10.0 times the most parameters it has seen (7e+09)"]
+    assert paper.distance(1e9, 40e9) == []
+    assert "1/4.1 of the least parameters" in paper.distance(1e8, 1e10)[0]
+
+
+def test_a_target_that_no_base_divides_is_refused():
+    budget = budget_of({**target_config(1.1e9), "num_hidden_layers": 23}, 100e9, 2048)
+    with pytest.raises(OutgrowError, match="no base divides a target of 23 layers.*take a target of 24 layers"):
+        strategies(budget)
+    with pytest.raises(OutgrowError, match="cannot be grown x5 to 24 layers; it divides by 2, 3, 4, 6, 8"):
+        strategies(budget_of(target_config(1.1e9), 100e9, 2048), factor=5)
+
+
+def test_patterns_of_layers_stay_whole():
+    """Gemma 2 alternates local and global attention: a base has whole pairs, and late expansion begins with one."""
+    config = {
+        "model_type": "gemma2", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 12, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "max_position_embeddings": 64,
+        "layer_types": ["sliding_attention", "full_attention"] * 6,
+    }  # fmt: skip
+    assert growth_factors(arch_for(config), config) == [3, 2, 6]
+    found = {one.name: one for one in strategies(budget_of(config, 1e8, 64))}
+    assert found["late"].phases[0].layers == 2
+    assert with_layers(config, 4)["layer_types"] == ["sliding_attention", "full_attention"] * 2
+
+
+@pytest.mark.parametrize(("text", "value"), [("7B", 7e9), ("1.5T", 1.5e12), ("410m", 4.1e8), ("2_000", 2000), ("1e21", 1e21), ("3K", 3000)])
+def test_quantities(text, value):
+    assert quantity(text, "--params") == value
+
+
+@pytest.mark.parametrize("text", ["7GB", "0", "-7B", "seven", "", "B", "nan", "inf", "1e400x", "0B"])
+def test_nonsense_units_are_refused(text):
+    with pytest.raises(OutgrowError, match="--tokens takes a number above zero with K, M, B or T"):
+        quantity(text, "--tokens")
+
+
+def test_recipes_are_what_the_engine_takes(tmp_path, cli):  # noqa: F811
+    """A target of one's own: every recipe is read back, grows to the target, and costs what the table says."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**ODD, "num_hidden_layers": 8}))
+    status, out, _ = cli(
+        "advise", "--target", config, "--tokens", "4M", "--context", "64", "--output", tmp_path / "plans", "--hardware", "a100:2", "--json"
+    )
+    assert status == 0
+    found = json.loads(out)
+    for strategy in found["strategies"]:
+        runs = read_runs(tmp_path / "plans" / f"{strategy['recipe']['name']}.yaml", [])
+        assert model_of(runs[-1])["num_hidden_layers"] == 8
+        assert runs[-1].tokens == found["tokens"]
+        assert runs[-1].optimizer.kind == ("muon" if strategy["name"] == "late" else "adamw")
+        assert strategy["rank_bytes"] > 0
+        assert strategy["accelerator_hours"] == pytest.approx(strategy["flops"] / (312e12 * 0.4) / 3600)
+        for phase in strategy["phases"][1:]:
+            assert phase["grow"]
+    assert (
+        cli("advise", "--target", config, "--tokens", "4M", "--context", "64", "--output", tmp_path / "plans", "--hardware", "a100:2")[0]
+        == 0
+    )
+    status, _, err = cli("advise", "--target", config, "--tokens", "5M", "--context", "64", "--output", tmp_path / "plans")
+    assert status == 1
+    assert "exists already and differs" in err
+
+
+def test_a_pilot_stands_in_for_the_paper():
+    found = pilots(NANO)
+    annealed = [one for one in found if one.annealed]
+    assert len(annealed) == 1
+    assert len(annealed[0].speed_ups) == 5
+    assert sum(annealed[0].speed_ups) / 5 == pytest.approx(0.193, abs=5e-4)  # the figures of the README
+    assert annealed[0].between == pytest.approx((0.132, 0.255), abs=5e-4)
+    constant = [one for one in found if not one.annealed]
+    assert sum(constant[0].speed_ups) / 5 == pytest.approx(0.466, abs=5e-4)
+    advice = advise("1M", "20M", vocab=1024, context=256, pilot=NANO)
+    expected = advice.plans[1].strategy.expected
+    assert expected.speed_up == pytest.approx(0.193, abs=5e-4)
+    assert "your pilot of 320K parameters" in expected.source
+    assert "annealed, 5 seeds, 95% interval" in expected.kind
+    assert pilot_mixing(NANO) is None  # none of these runs was expanded late
+
+
+def test_runs_are_rows():
+    entries = read_entries(NANO)
+    assert {entry.operator for entry in entries} == {"", "stack"}
+    assert sum(entry.annealed for entry in entries) == 30
+    with pytest.raises(OutgrowError, match="holds no finished run"):
+        read_entries(NANO.parent)
+    with pytest.raises(OutgrowError, match="there is no directory"):
+        read_entries(NANO / "nowhere")
+
+
+def test_fit_of_runs_and_tables(tmp_path):
+    """`outgrow fit`: our runs by operator, a user's columns, JSON, a page and a picture."""
+    done = outgrow("fit", NANO, "--law", "power", "--only", "annealed=true", "--by", "operator", "--resamples", "50", "--json")
+    assert done.returncode == 0, done.stderr
+    by_operator = {one["operator"]: one["figures"] for one in json.loads(done.stdout)}
+    assert set(by_operator) == {"scratch", "stack"}
+    for figures in by_operator.values():
+        low, high = figures["b"]["interval"]
+        assert low < figures["b"]["value"] < high < 0
+    table = tmp_path / "runs.csv"
+    rows = [(10 ** (7 + i % 7 / 2), 10 ** (9 + i * 0.37 % 3)) for i in range(40)]
+    text = [f"{n},{d},{1.69 + 406.4 / n**0.34 + 410.7 / d**0.28}" for n, d in rows]
+    table.write_text("\n".join(["N,D,val", *text[:7], f"{rows[7][0]},{rows[7][1]},3.9", *text[8:]]))
+    columns = [part for name in ("params=N", "tokens=D", "loss=val") for part in ("--column", name)]
+    page, picture = tmp_path / "fit.html", tmp_path / "fit.png"
+    done = outgrow("fit", table, *columns, "--flops", "1e21", "--resamples", "50", "--output", page, "--figure", picture)
+    assert done.returncode == 0, done.stderr
+    assert "outlier: " in done.stdout
+    assert "runs.csv:9" in done.stdout
+    assert "optimal params" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    html = page.read_text()
+    assert "runs.csv:9" in html
+    assert 'src="http' not in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", NANO, "--law", "chinchila"], "unknown law 'chinchila'; did you mean 'chinchilla'"),
+        (["fit", NANO, "--only", "annealed=true"], "all points have the same params"),
+        (["fit", NANO, "--law", "speed-up"], "all points have the same growth_factor"),
+        (["fit", NANO, "--only", "annealing=true"], "no column 'annealing' for --only"),
+        (["fit", NANO, "--only", "annealed"], "--only takes NAME=VALUE"),
+        (["fit", NANO, "--law", "power", "--by", "arm"], "there is no column 'arm' for --by"),
+        (["fit", NANO, "--law", "power", "--flops", "1e21"], "'power' does not"),
+        (["fit", NANO, "--law", "power", "--grid"], "is linear in its coefficients"),
+        (["fit", NANO, "--figure", "a.gif"], "ends in .png, .svg or .pdf"),
+        (["fit", NANO, "--column", "params=N"], "there is no column 'N'"),
+        (["fit", "nowhere.csv"], "there is no file 'nowhere.csv'"),
+        (["advise", "--params", "7B"], "say how many tokens"),
+        (["advise", "--tokens", "7B"], "say what to train with --params 7B, or with --target"),
+        (["advise", "--params", "0", "--tokens", "1B"], "--params takes a number above zero"),
+        (["advise", "--params", "7B", "--tokens", "1K"], "too few to plan a run of"),
+        (["advise", "--params", "7B", "--tokens", "300B", "--hardware", "h201:8"], "unknown accelerator 'h201'; did you mean 'H200'"),
+        (["advise", "--params", "7B", "--tokens", "300B", "--hardware", "h200:many"], "takes a kind and how many"),
+        (["advise", "--params", "7B", "--tokens", "300B", "--hardware", "h200:7"], "does not divide over 7 accelerators"),
+        (["advise", "--params", "7B", "--tokens", "300B", "--mfu", "45"], "--mfu takes a share"),
+        (["advise", "--params", "7B", "--tokens", "300B", "--factor", "5"], "cannot be grown x5 to 32 layers"),
+        (["advise", "--params", "7B", "--tokens", "300B", "--pilot", "nowhere"], "there is no directory 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_sentence(cli, arguments, message):  # noqa: F811
+    status, _, err = cli(*arguments)
+    assert status == 1
+    assert err.startswith("outgrow: ")
+    assert "Traceback" not in err
+    assert re.search(message, err), err
