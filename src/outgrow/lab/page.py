@@ -27,7 +27,7 @@ def write_page(template: str, path: Path, figures: Sequence[go.Figure], **values
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    shown = {"responsive": True, "displaylogo": False}
+    shown = {"responsive": True, "displayModeBar": False}  # its buttons lie over the titles on a phone
     drawn = [figure.to_html(full_html=False, include_plotlyjs=number == 0, config=shown) for number, figure in enumerate(figures)]
     page = environment.get_template(template).render(drawn=drawn, **values)
     path.parent.mkdir(parents=True, exist_ok=True)
