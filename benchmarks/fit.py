@@ -35,7 +35,8 @@ def main() -> None:
         f"# Fitting Chinchilla's form to {arguments.points} points\n",
         "`python benchmarks/fit.py`, one process on one of two CPU cores.\n",
     ]
-    lines += ["| way | seconds | sum of Huber losses | alpha | beta |", "|---|---|---|---|---|"]
+    lines += ["| way | seconds | sum of Huber losses | alpha | beta |"]
+    lines.append("|---|---|---|---|---|")
     for name, options in ways.items():
         began = time.perf_counter()
         found = fit(law, columns, **options)
