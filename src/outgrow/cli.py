@@ -128,6 +128,38 @@ def submit(
 
 
 @app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A study of the folder, such as operators, or a file (YAML).")],
+    scale: Annotated[str, typer.Option(help="A scale of the folder, such as nano, micro or small, or a file (YAML).")] = "nano",
+    seeds: Annotated[int, typer.Option(min=1, help="How many, 0 and up; three or more give an interval.")] = 3,
+    runs: Annotated[Path | None, typer.Option(help="Where runs and their checkpoints are kept; runs/SCALE if not given.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where studies, scales and results lie.")] = Path("studies"),
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each run on a CPU.")] = 1,
+    cluster: Annotated[str | None, typer.Option(help="slurm, or local: every run a job of submitit.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="An option of SLURM, NAME=VALUE. May be repeated.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Say what is done and what is left, and run nothing.")] = False,
+) -> None:
+    """Run what a study lacks: every arm's sweep of the learning rate, then all seeds; killed, the same command goes on.
+
+    Records go to FOLDER/results/NAME-SCALE.jsonl, a line a run; 'outgrow studies' makes tables and figures of them.
+    """
+    from outgrow.lab.campaign import run_study
+    from outgrow.lab.findings import state_lines
+    from outgrow.lab.records import Records
+    from outgrow.lab.study import open_study
+    from outgrow.lab.submit import executor
+
+    asked, size = open_study(name, scale, folder)
+    records = Records(folder / "results" / f"{asked.name}-{Path(scale).stem}.jsonl")
+    if not show:
+        where = runs or Path("runs") / Path(scale).stem
+        pool = executor(cluster, where / "logs", 1, 1, 24.0, dict(_pair(text, "--option") for text in option or [])) if cluster else None
+        run_study(asked, size, seeds, where, records, jobs, threads, lambda line: print(line, flush=True), pool.submit if pool else None)
+    print("\n".join(state_lines(asked, size, seeds, records)))
+
+
+@app.command()
 def fit(
     files: Annotated[list[Path], typer.Argument(help="Tables of runs (CSV, JSON lines), or directories of finished runs.")],
     law: Annotated[str, typer.Option(help="chinchilla, power, parabola, timing or speed-up.")] = "chinchilla",

@@ -52,13 +52,18 @@ def submit(
         hours: after which SLURM stops it, and submitit queues it again.
         options: of SLURM, such as partition or account.
     """
+    return executor(cluster, logs, nodes, ranks, hours, options).submit(job)
+
+
+def executor(cluster: str, logs: Path, nodes: int, ranks: int, hours: float, options: dict[str, Any]) -> Any:
+    """What hands calls over to SLURM, or to processes of this machine; see `submit`."""
     try:
         import submitit
     except ModuleNotFoundError:
         raise OutgrowError("jobs are submitted by 'submitit', which is not installed; pip install 'outgrow[slurm]'") from None
-    executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
+    made = submitit.AutoExecutor(folder=logs, cluster=cluster)
     shape = {"nodes": nodes, "tasks_per_node": ranks, "timeout_min": max(1, round(hours * 60))}
     if cluster == "slurm":
         shape |= {"gpus_per_node": ranks, **{f"slurm_{name}": value for name, value in options.items()}}
-    executor.update_parameters(**shape)
-    return executor.submit(job)
+    made.update_parameters(**shape)
+    return made

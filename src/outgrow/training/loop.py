@@ -344,9 +344,11 @@ def _validation_row(run: Run) -> Row:
 
 
 def _record_first(run: Run, observer: Observer) -> None:
-    """The held-out loss before the first step."""
-    if run.clock.tokens == run.first:
+    """The held-out loss before the first step, and the checkpoint of untrained weights, if that is asked for."""
+    if run.clock.tokens == run.first and not read_rows(run.directory):
         _record(run, observer, _validation_row(run))
+        if run.first in run.config.keep:
+            _save(run)
 
 
 def _row(run: Run, **values: Any) -> Row:

@@ -57,12 +57,13 @@ class Optimizer:
             optimizer.zero_grad()
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Moment -> name of each parameter that has it -> its value."""
+        """Moment -> name of each parameter that has it -> its value; zero before the first step."""
         found: dict[str, dict[str, Tensor]] = {}
         for name, value in self.parameters.items():
             kind = self.kinds[name]
             for moment in MOMENTS[kind]:
-                found.setdefault(moment, {})[name] = self.torch[kind].state[value][moment]
+                state = self.torch[kind].state.get(value, {})
+                found.setdefault(moment, {})[name] = state[moment] if moment in state else torch.zeros_like(value, requires_grad=False)
         return found
 
     def restore(self, saved: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:

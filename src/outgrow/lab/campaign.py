@@ -1,0 +1,233 @@
+"""Runs what a study still lacks, several at a time: first every arm's sweep of the learning rate, then all seeds at the best rate."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any
+
+from outgrow.data.packed import prepare
+from outgrow.errors import Interrupted, OutgrowError
+from outgrow.files import read_json
+from outgrow.lab.records import Record, Records, diverged_record, record_of
+from outgrow.lab.runs import ENVIRONMENT, execute, finished, lineage, own_flops, place, read_result
+from outgrow.lab.study import Scale, Study, Trial, trial
+from outgrow.training.config import RunConfig
+
+MOST_RATES = 6  # of a sweep whose best keeps lying at its edge
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The learning rates tried for an arm, at seed 0 and the largest budget: rate -> annealed loss, infinite where it diverged.
+
+    Attributes:
+        losses: what is known.
+        lacking: rates that are still to be tried.
+        best: the rate of the lowest loss, once all are tried and it lies inside; None before, and where every rate diverged.
+        at_edge: the best rate is the last of `MOST_RATES`, so a better one may lie beyond.
+    """
+
+    losses: dict[float, float]
+    lacking: tuple[float, ...]
+    best: float | None
+    at_edge: bool = False
+
+
+def sweep(study: Study, scale: Scale, arm: str, records: Records) -> Sweep:
+    """One rule for every arm: the scale's rates, and a factor of two further where the best lies at the edge."""
+    rates = list(scale.rates)
+    while True:
+        losses = {rate: loss for rate in rates if (loss := _annealed(study, scale, arm, rate, records)) is not None}
+        lacking = tuple(rate for rate in rates if rate not in losses)
+        if lacking:
+            return Sweep(losses, lacking, None)
+        best = min(rates, key=lambda rate: losses[rate])
+        if math.isinf(losses[best]):
+            return Sweep(losses, (), None)
+        if best not in (rates[0], rates[-1]) or len(rates) >= MOST_RATES:
+            return Sweep(losses, (), best, best in (rates[0], rates[-1]))
+        rates = [rates[0] / 2, *rates] if best == rates[0] else [*rates, rates[-1] * 2]
+
+
+def chosen_trials(study: Study, scale: Scale, arm: str, seeds: int, records: Records) -> list[Trial]:
+    """An arm's trials at its best rate, one a seed; none before the sweep has settled it."""
+    best = sweep(study, scale, arm, records).best
+    return [] if best is None else [trial(study, scale, arm, seed, best) for seed in range(seeds)]
+
+
+def wanted(study: Study, scale: Scale, seeds: int, records: Records) -> list[RunConfig]:
+    """The runs that are to be trained next, with their ancestors, parents first; empty when the study is complete."""
+    found: dict[str, RunConfig] = {}
+    for arm in study.arms:
+        tried = sweep(study, scale, arm, records)
+        for rate in tried.lacking:
+            one = trial(study, scale, arm, 0, rate)
+            _want(found, one, [one.branches[max(one.branches)]], records)
+        for one in chosen_trials(study, scale, arm, seeds, records):
+            _want(found, one, one.runs(), records)
+    return list(found.values())
+
+
+def complete(study: Study, scale: Scale, seeds: int, records: Records) -> bool:
+    """Is every run recorded?"""
+    return not wanted(study, scale, seeds, records)
+
+
+def run_study(
+    study: Study, scale: Scale, seeds: int, root: Path, records: Records, jobs: int, threads: int, tell: Callable[[str], None],
+    submit: Callable[..., Any] | None = None,
+) -> None:  # fmt: skip
+    """Trains what is lacking; killed, the same call goes on.
+
+    Args:
+        study, scale, seeds: what.
+        root: where runs, checkpoints and packed text lie.
+        records: takes a line for every run that ends.
+        jobs: runs at a time.
+        threads: of each.
+        tell: told what ends.
+        submit: hands `(train_one, run, root)` to something else than processes of this machine, and returns a future.
+    """
+    commit, began, done = _commit(), time.monotonic(), 0.0
+    prepare(scale.data, root / "data")
+    with _workers(jobs, threads, submit) as start:
+        going: dict[Future[str], RunConfig] = {}
+        while True:
+            runs = [run for run in wanted(study, scale, seeds, records) if not (run.identity() in records and finished(run, root))]
+            if not runs and not going:
+                return
+            busy = {run.identity() for run in going.values()}
+            for run in runs:
+                if len(going) >= jobs:
+                    break
+                parent = run.start.run if run.start else None
+                if run.identity() not in busy and (parent is None or finished(parent, root)):
+                    going[start(run, root)] = run
+            if not going:
+                raise OutgrowError(f"'{runs[0].name}' waits for a run that is not there; remove '{place(runs[0], root)}' and start again")
+            for future in _first(going):
+                run = going.pop(future)
+                record = _ended(run, root, future.result(), commit)
+                if record.identity not in records:
+                    records.add(record)
+                done += own_flops(run)
+                rest = sum(own_flops(one) for one in wanted(study, scale, seeds, records))
+                left = rest / done * (time.monotonic() - began)
+                says = (
+                    f"diverged: {record.diverged}"
+                    if record.diverged
+                    else f"held-out loss {record.final_loss:.4f} at {record.flops:.3e} FLOPs"
+                )
+                tell(f"{run.name}: {says}; about {left / 60:.0f} min left")
+
+
+def train_one(run: RunConfig, root: Path) -> str:
+    """Trains one run whose parent is there; returns why it diverged, or nothing. Runs in a process of its own."""
+    from outgrow.training.loop import SpikeError
+
+    stop = _Stop()
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{run.identity()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a worker that outlived its killed parent may still be at it
+        try:
+            execute(run, root, stop)
+        except SpikeError as error:
+            return str(error)
+    return ""
+
+
+class _Stop:
+    """An observer that reports nothing, and stops the run at the first SIGINT or SIGTERM."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+    def row(self, row: Any) -> None:
+        pass
+
+    def stop(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def _workers(jobs: int, threads: int, submit: Callable[..., Any] | None) -> Iterator[Callable[[RunConfig, Path], Any]]:
+    """What starts a run somewhere and returns its future."""
+    if submit:
+        yield lambda run, root: submit(train_one, run, root)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_single, initargs=(threads,)) as pool:
+        try:
+            yield lambda run, root: pool.submit(train_one, run, root)
+        except (KeyboardInterrupt, BrokenProcessPool, Interrupted):
+            for worker in active_children():
+                worker.terminate()  # SIGTERM: it saves, and stops
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise Interrupted("stopped; what was trained is kept, and the same command goes on") from None
+
+
+def _single(threads: int) -> None:
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _first(going: dict[Future[str], RunConfig]) -> list[Future[str]]:
+    """The futures that are done, once one is; those of a cluster are asked now and then."""
+    if all(isinstance(future, Future) for future in going):
+        return list(wait(going, return_when="FIRST_COMPLETED").done)
+    while not (found := [future for future in going if future.done()]):
+        time.sleep(2)
+    return found
+
+
+def _ended(run: RunConfig, root: Path, why: str, commit: str) -> Record:
+    if why:
+        return diverged_record(run, {**read_json(place(run, root) / ENVIRONMENT), "commit": commit}, why)
+    return record_of(read_result(run, root), commit)
+
+
+def _annealed(study: Study, scale: Scale, arm: str, rate: float, records: Records) -> float | None:
+    """The annealed loss at seed 0 and the largest budget; infinite where that run or an ancestor diverged, None where it is not known."""
+    one = trial(study, scale, arm, 0, rate)
+    branch = one.branches[max(one.branches)]
+    known = records.of(lineage(branch))
+    if any(record.diverged for record in known):
+        return math.inf
+    return records[branch.identity()].final_loss if branch.identity() in records else None
+
+
+def _want(found: dict[str, RunConfig], one: Trial, ends: list[RunConfig], records: Records) -> None:
+    """Adds the runs that `ends` lack, told to keep every checkpoint that any run of the trial starts from."""
+    whole = {run.identity(): run for run in one.runs()}
+    for end in ends:
+        line = list(lineage(end))
+        if end.identity() in records or any(record.diverged for record in records.of(line)):
+            continue
+        for run in line:
+            found.setdefault(run.identity(), whole[run.identity()])
+
+
+def _commit() -> str:
+    """The commit of a checkout that this runs from; empty elsewhere."""
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()

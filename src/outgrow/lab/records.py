@@ -1,0 +1,123 @@
+"""What is kept of runs: one JSON line each, with settings, curve, machine; everything a report says is worked out from these lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from outgrow.arch import arch_for, flops_per_token, parameter_counts
+from outgrow.config import hash_of
+from outgrow.errors import OutgrowError
+from outgrow.files import read_json
+from outgrow.lab.runs import ENVIRONMENT, Result, model_of, parent_of
+from outgrow.lab.speedup import Curve
+from outgrow.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run that ended.
+
+    Attributes:
+        identity, name, parent: of the run; `parent` is the identity of the run it starts from.
+        settings: what its identity is the hash of.
+        environment: text, versions, machine, and the commit.
+        params, non_embedding, head_share: of its model; the head's share of a token's FLOPs.
+        tokens: its clock at the end.
+        points: (tokens, FLOPs, held-out loss, bits per byte) at each validation, ancestors included in tokens and FLOPs.
+        seconds, tokens_per_second: of its own steps.
+        diverged: why it has no end; empty where it has.
+    """
+
+    identity: str
+    name: str
+    parent: str | None
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    params: int
+    non_embedding: int
+    head_share: float
+    tokens: int
+    points: list[list[float]]
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    diverged: str = ""
+
+    @property
+    def final_loss(self) -> float:
+        return self.points[-1][2]
+
+    @property
+    def flops(self) -> float:
+        return self.points[-1][1]
+
+    @property
+    def curve(self) -> Curve:
+        """(FLOPs, held-out loss), once anything was spent."""
+        return [(flops, loss) for _, flops, loss, _ in self.points if flops]
+
+
+def record_of(result: Result, commit: str) -> Record:
+    """The record of a finished run."""
+    speeds = [row["tokens_per_second"] for row in result.steps]
+    points = [[row["tokens"], row["flops"], round(row["validation_loss"], 6), round(row["bits_per_byte"], 6)] for row in result.validation]
+    environment = {**read_json(result.directory / ENVIRONMENT), "commit": commit}
+    seconds = sum(result.config.batch_tokens / speed for speed in speeds)
+    return _record(result.config, environment, points=points, seconds=round(seconds, 1), tokens_per_second=round(median(speeds)))
+
+
+def diverged_record(run: RunConfig, environment: Mapping[str, Any], why: str) -> Record:
+    """The record of a run that has no end."""
+    return _record(run, dict(environment), points=[], diverged=why)
+
+
+def _record(run: RunConfig, environment: dict[str, Any], **found: Any) -> Record:
+    config = model_of(run)
+    arch = arch_for(config)
+    counts = parameter_counts(arch, config)
+    share = round(6 * counts.head / flops_per_token(arch, config, run.data.context), 4)
+    return Record(
+        run.identity(), run.name, parent_of(run), json.loads(json.dumps(run.identifying())), environment, counts.total,
+        counts.non_embedding, share, run.tokens, **found,
+    )  # fmt: skip
+
+
+class Records(dict[str, Record]):
+    """Identity -> record, kept in a file of JSON lines that grows as runs end."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is there; a last line that a kill cut short is dropped, any other broken line is an error."""
+        super().__init__()
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        if lines and not lines[-1].endswith("\n"):
+            path.write_text("".join(lines[:-1]), encoding="utf-8")
+            lines = lines[:-1]
+        for number, line in enumerate(lines, 1):
+            try:
+                record = Record(**json.loads(line))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise OutgrowError(f"{path}:{number} is no record of a run: {error}; restore the file") from None
+            if hash_of(record.settings) != record.identity:
+                raise OutgrowError(
+                    f"{path}:{number}: the settings of '{record.name}' are not those of its identity {record.identity}; restore the file"
+                )
+            self[record.identity] = record
+
+    def add(self, record: Record) -> None:
+        """Keeps a record, on disk at once."""
+        self[record.identity] = record
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def of(self, runs: Iterable[RunConfig]) -> list[Record]:
+        """Those of some runs that are there."""
+        return [self[run.identity()] for run in runs if run.identity() in self]

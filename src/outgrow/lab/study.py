@@ -1,0 +1,222 @@
+"""A study as data: arms that train one target in different ways, at a scale, from seeds; and the runs that stand for them.
+
+           growths[0].at          growths[1].at
+base ------------|------ ... -----------|---+-------+-------.      constant rate
+                                             \\       \\       \\      annealed branches, one a budget
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from outgrow.config import Settings, load, suggestion
+from outgrow.data.config import DataConfig
+from outgrow.errors import OutgrowError
+from outgrow.lab.runs import in_order
+from outgrow.models.build import ModelConfig
+from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, Start
+
+
+class Scale(Settings):
+    """A target, its text and its budgets: what all arms of a study share."""
+
+    model: ModelConfig = Field(description="the target: keys of a Hugging Face config.json")
+    data: DataConfig = DataConfig()  # type: ignore[call-arg]
+    budgets: tuple[int, ...] = Field(min_length=1, description="tokens of each annealed model, its ancestors' included")
+    growth: float = Field(gt=0, lt=1, description="share of the largest budget at which arms grow that do not say when")
+    decay_share: float = Field(gt=0, lt=1, description="share of a budget in which the rate falls to zero")
+    warmup_tokens: int = Field(ge=0)
+    batch_tokens: int = Field(ge=1)
+    micro_batch_tokens: int | None = None
+    rates: tuple[float, ...] = Field(min_length=3, description="peak learning rates tried for every arm, rising")
+    weight_decay: float = Field(0.1, ge=0)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    validate_every: int = Field(200_000, ge=1)
+    save_every: int = Field(1_000_000, ge=1)
+    compile: bool = False
+    says: str = Field("", description="what a reader should know of this scale")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Scale:
+        if list(self.rates) != sorted(set(self.rates)) or list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError("rates and budgets must rise")
+        return self
+
+
+class Growth(Settings):
+    """One growth of an arm."""
+
+    grow: str = Field(description="operators; {num_hidden_layers} and other keys stand for the target's")
+    at: float | None = Field(None, ge=0, lt=1, description="share of the largest budget; the scale's growth if not given")
+    rate: Literal["restart", "keep", "rewarm-new"] = "restart"
+    optimizer: Literal["reset", "carry", "fresh-new"] = "reset"
+
+
+class Arm(Settings):
+    """One way to train a target. Sizes are keys of config.json with a whole number, or a share of the target's below 1."""
+
+    says: str = ""
+    base: dict[str, float] = Field(default_factory=dict, description="sizes of the first model where they are not the target's")
+    target: dict[str, float] = Field(default_factory=dict, description="sizes of the target where they are not the scale's")
+    growths: tuple[Growth, ...] = ()
+    late: bool = Field(False, description="growths are at shares of each budget, not of the largest")
+    budget: float = Field(1.0, gt=0, description="factor on the scale's budgets")
+    decay_share: float | None = Field(None, gt=0, lt=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    against: str | None = Field(None, description="the arm it is compared with; 'scratch' if not given")
+    paper: float | None = Field(None, description="what arXiv 2405.15319 found for it, in its own measure")
+    along: float | None = Field(None, description="where it lies along the study's axis")
+
+
+class Study(Settings):
+    """A question and the arms that answer it."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    asks: str
+    arms: dict[str, Arm] = Field(min_length=2)
+    axis: str = Field("", description="what `along` of the arms measures")
+    paper: str = Field("", description="what `paper` of the arms is")
+
+    @model_validator(mode="after")
+    def _compares(self) -> Study:
+        for name, arm in self.arms.items():
+            if self.against(name) not in self.arms:
+                raise ValueError(
+                    f"arm '{name}' is compared with '{self.against(name)}', which is no arm{suggestion(self.against(name), self.arms)}"
+                )
+            if not arm.growths and arm.base:
+                raise ValueError(f"arm '{name}' begins as another model and never grows; give 'growths', or 'target' in place of 'base'")
+        return self
+
+    def against(self, name: str) -> str:
+        return self.arms[name].against or "scratch"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An arm at one seed and one peak learning rate: its constant-rate trunks and its annealed branches, by budget."""
+
+    arm: str
+    seed: int
+    rate: float
+    trunks: dict[int, RunConfig]
+    branches: dict[int, RunConfig]
+
+    def runs(self) -> list[RunConfig]:
+        """All runs with their ancestors, parents first, each told which checkpoints its children start from."""
+        return in_order(self.branches.values())
+
+
+def open_study(name: str, scale: str, folder: Path = Path("studies")) -> tuple[Study, Scale]:
+    """Reads `studies/NAME.yaml` and `studies/scales/SCALE.yaml`; either may be a path instead."""
+
+    def find(text: str, inside: Path) -> Path:
+        path = Path(text)
+        if path.suffix == ".yaml":
+            return path
+        known = [one.stem for one in sorted(inside.glob("*.yaml"))]
+        if text not in known:
+            raise OutgrowError(
+                f"there is no '{text}' in '{inside}'{suggestion(text, known) if known else '; run this in a clone, or give a file'}"
+            )
+        return inside / f"{text}.yaml"
+
+    return load(Study, find(name, folder)), load(Scale, find(scale, folder / "scales"))
+
+
+def trial(study: Study, scale: Scale, name: str, seed: int, rate: float) -> Trial:
+    """The runs of an arm at a seed and a peak learning rate."""
+    arm = study.arms[name]
+    budgets = [_whole(budget * arm.budget, scale) for budget in scale.budgets]
+    decay = arm.decay_share or scale.decay_share
+    trunks = {budget: _trunk(arm, scale, budget, budgets, decay, _label(name, seed, rate), seed, rate) for budget in budgets}
+    branches = {}
+    for budget, trunk in trunks.items():
+        departure = _departure(budget, decay, scale)
+        start = Start(run=trunk, tokens=departure, optimizer="carry")
+        schedule = ScheduleConfig(decay_tokens=budget - departure)  # type: ignore[call-arg]
+        branches[budget] = _run(
+            arm, scale, f"{_label(name, seed, rate)}-annealed-{budget}", seed, rate, budget, start=start, schedule=schedule
+        )
+    return Trial(name, seed, rate, trunks, branches)
+
+
+def _trunk(arm: Arm, scale: Scale, budget: int, budgets: list[int], decay: float, label: str, seed: int, rate: float) -> RunConfig:
+    """The constant-rate run from which a budget's branch leaves; one for all budgets where growth does not depend on them."""
+    target = _edited(dict(scale.model), arm.target)
+    model = _edited(target, arm.base)
+    ends = [budget] if arm.late else budgets
+    warm = ScheduleConfig(warmup_tokens=scale.warmup_tokens)  # type: ignore[call-arg]
+    clocks = [[_clock(growth, scale, one if arm.late else max(budgets)) for growth in arm.growths] for one in budgets]
+    mine = clocks[budgets.index(budget)]
+    last = max(_departure(one, decay, scale) for one in ends)
+    if mine and mine[-1] >= _departure(min(ends), decay, scale):
+        raise OutgrowError(
+            f"{label}: it grows at {mine[-1]:,} tokens, and the rate of a budget of {min(ends):,} falls from "
+            f"{_departure(min(ends), decay, scale):,} on; grow earlier, or give the arm a smaller decay_share"
+        )
+    first_end = max(scale.batch_tokens, max(one[0] for one in clocks)) if mine else last
+    run = _run(arm, scale, f"{label}-base" if mine else f"{label}-trunk", seed, rate, first_end, model=model, schedule=warm)
+    for number, (growth, clock) in enumerate(zip(arm.growths, mine, strict=True)):
+        is_last = number == len(mine) - 1
+        end = last if is_last else mine[number + 1]
+        start = Start(
+            run=run, tokens=clock, operator=growth.grow.format(**target), optimizer=growth.optimizer,
+            rewarm_tokens=(scale.warmup_tokens or None) if growth.rate == "rewarm-new" else None,
+        )  # fmt: skip
+        schedule = warm if growth.rate == "restart" else ScheduleConfig()  # type: ignore[call-arg]
+        ending = (f"-trunk-{budget}" if arm.late else "-trunk") if is_last else f"-stage{number + 2}"
+        run = _run(arm, scale, label + ending, seed, rate, end, start=start, schedule=schedule)
+    return run
+
+
+def _run(arm: Arm, scale: Scale, name: str, seed: int, rate: float, tokens: int, **begun: Any) -> RunConfig:
+    optimizer = OptimizerConfig(learning_rate=rate, weight_decay=scale.weight_decay, beta2=scale.beta2, kind=arm.optimizer)  # type: ignore[call-arg]
+    return RunConfig(
+        name=name, data=scale.data, tokens=tokens, batch_tokens=scale.batch_tokens, micro_batch_tokens=scale.micro_batch_tokens,
+        optimizer=optimizer, precision=scale.precision, seed=seed, validate_every=scale.validate_every, save_every=scale.save_every,
+        compile=scale.compile, **begun,
+    )  # fmt: skip
+
+
+def _label(name: str, seed: int, rate: float) -> str:
+    return f"{name}-rate{rate:g}-seed{seed}"
+
+
+def _edited(model: dict[str, Any], sizes: dict[str, float]) -> dict[str, Any]:
+    """A config with some sizes changed: a share below 1 of its own, or a whole number."""
+    edits = {}
+    for key, size in sizes.items():
+        if key not in model:
+            raise OutgrowError(f"the model has no size '{key}'{suggestion(key, model)}")
+        whole = size * model[key] if size < 1 else size
+        if abs(whole - round(whole)) > 1e-9:
+            raise OutgrowError(f"{size:g} of the model's {key} ({model[key]}) is {whole:g}, which is not whole; choose another share")
+        edits[key] = round(whole)
+    return {**model, **edits}
+
+
+def _clock(growth: Growth, scale: Scale, budget: int) -> int:
+    return round((scale.growth if growth.at is None else growth.at) * budget / scale.batch_tokens) * scale.batch_tokens
+
+
+def _departure(budget: int, decay: float, scale: Scale) -> int:
+    return _whole((1 - decay) * budget, scale)
+
+
+def _whole(tokens: float, scale: Scale) -> int:
+    """Tokens in whole steps, at least one."""
+    return max(1, round(tokens / scale.batch_tokens)) * scale.batch_tokens
+
+
+def trials(study: Study, scale: Scale, seeds: int, rate: float) -> Iterator[Trial]:
+    """Every arm at every seed and one rate; to see what a study costs before its rates are tuned."""
+    for name in study.arms:
+        for seed in range(seeds):
+            yield trial(study, scale, name, seed, rate)
