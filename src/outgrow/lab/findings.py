@@ -13,7 +13,7 @@ from outgrow.lab.campaign import Sweep, chosen_trials, sweep, wanted
 from outgrow.lab.records import Record, Records
 from outgrow.lab.runs import lineage, own_flops
 from outgrow.lab.speedup import Curve, SpeedUp, equal_loss, interval
-from outgrow.lab.study import Arm, Scale, Study, Trial, trial
+from outgrow.lab.study import Arm, Scale, Study, Trial, budgets_of, trial
 from outgrow.training.config import RunConfig
 
 PROTOCOLS = ("annealed", "un-annealed")
@@ -84,7 +84,7 @@ def state_lines(study: Study, scale: Scale, seeds: int, records: Records) -> Ite
         )
         rates = ", ".join(f"{rate:g}: {'diverged' if math.isinf(loss) else f'{loss:.4f}'}" for rate, loss in sorted(tried.losses.items()))
         best = f"best {tried.best:g}" if tried.best else f"{len(tried.lacking)} rates to try" if tried.lacking else "diverges at every rate"
-        yield f"  {name:<16} rates {rates or '-'}; {best}; {len(known)} of {len(scale.budgets) * seeds} annealed ends"
+        yield f"  {name:<16} rates {rates or '-'}; {best}; {len(known)} of {len(budgets_of(study.arms[name], scale)) * seeds} annealed ends"
     # Arms that are still swept will be run at their best rate too, whichever that is.
     unknown = [name for name in study.arms if sweep(study, scale, name, records).lacking]
     left = wanted(study, scale, seeds, records)

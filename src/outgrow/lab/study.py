@@ -53,7 +53,7 @@ class Growth(Settings):
     """One growth of an arm."""
 
     grow: str = Field(description="operators; {num_hidden_layers} and other keys stand for the target's")
-    at: float | None = Field(None, ge=0, lt=1, description="share of the largest budget; the scale's growth if not given")
+    at: float | None = Field(None, ge=0, lt=1, description="share of the arm's largest budget; the scale's growth if not given")
     rate: Literal["restart", "keep", "rewarm-new"] = "restart"
     optimizer: Literal["reset", "carry", "fresh-new"] = "reset"
 
@@ -64,9 +64,9 @@ class Arm(Settings):
     says: str = ""
     base: dict[str, float] = Field(default_factory=dict, description="sizes of the first model where they are not the target's")
     target: dict[str, float] = Field(default_factory=dict, description="sizes of the target where they are not the scale's")
-    growths: tuple[Growth, ...] = ()
+    growths: tuple[Growth, ...] = Field((), description="in order; shares are of the arm's largest budget")
     late: bool = Field(False, description="growths are at shares of each budget, not of the largest")
-    budget: float = Field(1.0, gt=0, description="factor on the scale's budgets")
+    budgets: tuple[float, ...] = Field((), description="budgets as shares of the scale's largest; the scale's if none are given")
     decay_share: float | None = Field(None, gt=0, lt=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
     against: str | None = Field(None, description="the arm it is compared with; 'scratch' if not given")
@@ -133,7 +133,7 @@ def open_study(name: str, scale: str, folder: Path = Path("studies")) -> tuple[S
 def trial(study: Study, scale: Scale, name: str, seed: int, rate: float) -> Trial:
     """The runs of an arm at a seed and a peak learning rate."""
     arm = study.arms[name]
-    budgets = [_whole(budget * arm.budget, scale) for budget in scale.budgets]
+    budgets = [_whole(budget, scale) for budget in budgets_of(arm, scale)]
     decay = arm.decay_share or scale.decay_share
     trunks = {budget: _trunk(arm, scale, budget, budgets, decay, _label(name, seed, rate), seed, rate) for budget in budgets}
     branches = {}
@@ -145,6 +145,11 @@ def trial(study: Study, scale: Scale, name: str, seed: int, rate: float) -> Tria
             arm, scale, f"{_label(name, seed, rate)}-annealed-{budget}", seed, rate, budget, start=start, schedule=schedule
         )
     return Trial(name, seed, rate, trunks, branches)
+
+
+def budgets_of(arm: Arm, scale: Scale) -> list[float]:
+    """Tokens of an arm's annealed models."""
+    return [share * max(scale.budgets) for share in sorted(arm.budgets)] if arm.budgets else list(scale.budgets)
 
 
 def _trunk(arm: Arm, scale: Scale, budget: int, budgets: list[int], decay: float, label: str, seed: int, rate: float) -> RunConfig:
