@@ -142,16 +142,17 @@ def study(
 ) -> None:
     """Run what a study lacks: every arm's sweep of the learning rate, then all seeds; killed, the same command goes on.
 
-    Records go to FOLDER/results/NAME-SCALE.jsonl, a line a run; 'outgrow studies' makes tables and figures of them.
+    Records go to FOLDER/results/NAME-SCALE.jsonl, a line a run; 'outgrow report NAME' makes tables and figures of them.
     """
     from outgrow.lab.campaign import run_study
     from outgrow.lab.findings import state_lines
     from outgrow.lab.records import Records
+    from outgrow.lab.studies import results_file
     from outgrow.lab.study import open_study
     from outgrow.lab.submit import executor
 
     asked, size = open_study(name, scale, folder)
-    records = Records(folder / "results" / f"{asked.name}-{Path(scale).stem}.jsonl")
+    records = Records(results_file(folder, asked, scale))
     if not show:
         where = runs or Path("runs") / Path(scale).stem
         pool = executor(cluster, where / "logs", 1, 1, 24.0, dict(_pair(text, "--option") for text in option or [])) if cluster else None
@@ -388,17 +389,35 @@ def data_prepare(
 
 @app.command()
 def report(
+    studies: Annotated[
+        list[str] | None, typer.Argument(help="Studies, or all; a comparison of --recipe if none.", metavar="[STUDY]...")
+    ] = None,
     runs: Runs = Path("runs"),
     recipe: Recipe = None,
-    seeds: Seeds = "0",
+    seeds: Annotated[str | None, typer.Option(help="Seeds: 0 or 0,1,2 of a comparison; how many of studies, 3 if not given.")] = None,
     output: Page = None,
+    scale: Annotated[str, typer.Option(help="The scale of the studies.")] = "nano",
+    folder: Annotated[Path, typer.Option(help="Where studies, scales and results lie.")] = Path("studies"),
+    pictures: Annotated[Path | None, typer.Option(help="Where figures of studies go too, as PNG and SVG for papers.")] = None,
 ) -> None:
-    """Write the report of a finished comparison, from its files alone."""
-    from outgrow.lab.demo import open_recipe, show
-    from outgrow.lab.outcome import read_outcome
+    """Write the report of a finished comparison, or of studies, from their files alone: one page that opens offline."""
+    if not studies:
+        from outgrow.lab.demo import open_recipe, show
+        from outgrow.lab.outcome import read_outcome
 
-    found = open_recipe(recipe)
-    show(read_outcome(found.comparison, _seeds(seeds), runs), found, output or runs / "report.html")
+        found = open_recipe(recipe)
+        show(read_outcome(found.comparison, _seeds(seeds or "0"), runs), found, output or runs / "report.html")
+        return
+    from outgrow.lab.studies import read_studies
+    from outgrow.lab.study_page import show_studies, write_studies
+
+    if seeds is not None and not (seeds.isdigit() and int(seeds)):
+        raise OutgrowError(f"--seeds of studies says how many, such as 3, not '{seeds}'")
+    read = read_studies(studies, scale, int(seeds or 3), folder)
+    show_studies(read)
+    page = output or Path("runs") / f"studies-{Path(scale).stem}.html"
+    write_studies(read, page, pictures)
+    print(f"report: {page}")
 
 
 @app.command()

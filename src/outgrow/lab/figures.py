@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 
@@ -14,7 +14,10 @@ COLOURS = ("#0f766e", "#6b7280", "#b45309", "#1d4ed8", "#be185d", "#4d7c0f", "#7
 
 @dataclass(frozen=True)
 class Series:
-    """Points or a line, labelled point by point if asked; `between` are the lower and upper ends of error bars along y."""
+    """Points or a line, labelled point by point if asked; series of one name share a colour and an entry of the legend.
+
+    `between` are the lower and upper ends of error bars along y; `also` are other values for x, by what they are, to switch to on a page.
+    """
 
     name: str
     x: Sequence[float]
@@ -24,6 +27,7 @@ class Series:
     dashed: bool = False
     labels: Sequence[str] | None = None
     between: tuple[Sequence[float], Sequence[float]] | None = None
+    also: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,24 @@ class Figure:
     log_x: bool = False
     log_y: bool = False
     level: float | None = None  # a thin horizontal line
+    ticks: Sequence[str] = ()  # what stands at x = 0, 1, ...
 
-    def coloured(self) -> list[tuple[Series, str]]:
-        return [(one, one.colour or COLOURS[number % len(COLOURS)]) for number, one in enumerate(self.series)]
+    def coloured(self) -> list[tuple[Series, str, bool]]:
+        """(series, its colour, is it the first of its name)."""
+        names = list(dict.fromkeys(one.name for one in self.series))
+        firsts = [self.series[number].name not in (one.name for one in self.series[:number]) for number in range(len(self.series))]
+        colours = [one.colour or COLOURS[names.index(one.name) % len(COLOURS)] for one in self.series]
+        return list(zip(self.series, colours, firsts, strict=True))
+
+    @property
+    def in_legend(self) -> bool:
+        return len({one.name for one in self.series}) > 1
 
 
 def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
     """For a page."""
     drawn = go.Figure()
-    for one, colour in figure.coloured():
+    for one, colour, first in figure.coloured():
         bars = None
         if one.between:
             low, high = one.between
@@ -56,6 +69,8 @@ def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
                 x=list(one.x),
                 y=list(one.y),
                 name=one.name,
+                legendgroup=one.name,
+                showlegend=first,
                 mode=one.mode,
                 line={"color": colour, "width": 2, "dash": "dot" if one.dashed else "solid"},
                 marker={"size": 7, "color": colour},
@@ -71,13 +86,34 @@ def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
         height=height,
         title={"text": figure.title, "font": {"size": 16}, "x": 0, "xref": "paper"},
         margin={"l": 60, "r": 16, "t": 44, "b": 56},
-        legend={"orientation": "h", "y": -0.22, "x": 0, "yanchor": "top"},
-        showlegend=len(figure.series) > 1,
+        legend={"orientation": "h", "y": -0.24, "x": 0, "yanchor": "top"},
+        showlegend=figure.in_legend,
         xaxis={"title": figure.x, "type": "log" if figure.log_x else "linear", "exponentformat": "power"},
         yaxis={"title": figure.y, "type": "log" if figure.log_y else "linear"},
         font={"family": "system-ui, sans-serif", "size": 14},
     )
+    if figure.ticks:
+        drawn.update_xaxes(tickvals=list(range(len(figure.ticks))), ticktext=list(figure.ticks))
+    if menus := _menus(figure):
+        drawn.update_layout(updatemenus=menus, margin_t=88, height=height + 120)
     return drawn
+
+
+def _menus(figure: Figure) -> list[dict[str, Any]]:
+    """Buttons that switch x to what else the series know, and both axes between linear and log."""
+    others = list(dict.fromkeys(name for one in figure.series for name in one.also))
+    if not others:
+        return []
+    ways = list[dict[str, Any]]()
+    for name in (figure.x, *others):
+        x = [list(one.also.get(name, one.x)) for one in figure.series]
+        ways.append({"label": name.partition(",")[0], "method": "update", "args": [{"x": x}, {"xaxis.title.text": name}]})
+    scales = list[dict[str, Any]]()
+    for x, y in (("log", "linear"), ("linear", "linear"), ("log", "log")):
+        scales.append({"label": f"{x} x, {y} y", "method": "relayout", "args": [{"xaxis.type": x, "yaxis.type": y}]})
+    chosen = 0 if figure.log_x else 1
+    place = {"type": "dropdown", "direction": "down", "y": 1.02, "yanchor": "bottom", "xanchor": "left", "font": {"size": 12}}
+    return [{**place, "buttons": ways, "x": 0}, {**place, "buttons": scales, "x": 0.5, "active": chosen}]
 
 
 def save_figures(figures: Sequence[Figure], path: Path) -> None:
@@ -91,10 +127,11 @@ def save_figures(figures: Sequence[Figure], path: Path) -> None:
     FigureCanvasAgg(drawn)
     for number, figure in enumerate(figures, 1):
         axes = drawn.add_subplot(rows, columns, number)
-        for one, colour in figure.coloured():
+        for one, colour, first in figure.coloured():
             style = {"lines": ("-", ""), "markers": ("", "o"), "lines+markers": ("-", "o")}[one.mode]
             line = ":" if one.dashed and style[0] else style[0]
-            axes.plot(one.x, one.y, linestyle=line or "none", marker=style[1] or None, color=colour, label=one.name, markersize=3.5, lw=1.4)
+            label = one.name if first else "_"
+            axes.plot(one.x, one.y, linestyle=line or "none", marker=style[1] or None, color=colour, label=label, markersize=3.5, lw=1.4)
             if one.between:
                 axes.vlines(one.x, one.between[0], one.between[1], colors=colour, lw=0.8)
         if figure.level is not None:
@@ -106,7 +143,9 @@ def save_figures(figures: Sequence[Figure], path: Path) -> None:
         axes.set_yscale("log" if figure.log_y else "linear")
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8, which="both")
-        if len(figure.series) > 1:
+        if figure.ticks:
+            axes.set_xticks(range(len(figure.ticks)), figure.ticks, rotation=45, ha="right")
+        if figure.in_legend:
             axes.legend(fontsize=7, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)

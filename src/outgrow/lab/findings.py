@@ -5,28 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean, median, stdev
+from typing import Literal
 
 import numpy as np
 
 from outgrow.lab.campaign import Sweep, chosen_trials, sweep, wanted
 from outgrow.lab.records import Record, Records
 from outgrow.lab.runs import lineage, own_flops
-from outgrow.lab.speedup import Curve, SpeedUp, equal_loss, interval
+from outgrow.lab.speedup import Curve, bound, equal_loss, interval
 from outgrow.lab.study import Arm, Scale, Study, Trial, budgets_of, trial
-from outgrow.training.config import RunConfig
 
 PROTOCOLS = ("annealed", "un-annealed")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A speed-up over seeds: each seed's, Student's 95% interval of their mean, and the bootstrap's over seeds."""
+    """A speed-up over seeds.
+
+    Attributes:
+        values: each seed's.
+        student, bootstrap: 95% intervals of their mean; None below three seeds and where curves share no loss.
+        loss: at which it is read, the mean over seeds; NaN where they share none.
+        beyond: `>` or `<` where the curves of a seed share no loss, and its value is only what the speed-up is above or below.
+    """
 
     values: tuple[float, ...]
     student: tuple[float, float] | None
     bootstrap: tuple[float, float] | None
     loss: float
+    beyond: Literal["", ">", "<"] = ""
 
     @property
     def speed_up(self) -> float:
@@ -38,6 +46,24 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class AtBudget:
+    """An arm at one budget.
+
+    Attributes:
+        tokens, flops: the budget, and what it costs, ancestors included.
+        losses: annealed, a seed each.
+        gap: mean loss above that of the arm it is compared with at equal tokens, paired by seed, with Student's interval.
+        speed_up: annealed, of both arms' curves up to this budget.
+    """
+
+    tokens: int
+    flops: float
+    losses: tuple[float, ...]
+    gap: tuple[float, tuple[float, float] | None] | None
+    speed_up: Figure | None
+
+
+@dataclass(frozen=True)
 class Finding:
     """What is known of one arm.
 
@@ -45,11 +71,10 @@ class Finding:
         name, arm, sweep: it, and the learning rates tried.
         trials: its runs at the best rate, a seed each; those whose records are all there.
         annealed, constant: protocol's curves, a seed each: (FLOPs, held-out loss) at the ends of branches; along the constant-rate trunks.
-        losses: annealed loss at the largest budget, a seed each.
-        flops: to that end.
-        speed_ups: protocol -> against the arm it is compared with; None where curves share no loss.
+        budgets: the annealed ends, smallest first.
+        speed_ups: protocol -> against the arm it is compared with; None where nothing can be read.
         diverged: names and reasons of runs that did, the sweep's among them.
-        record: of its last branch, for sizes and machine.
+        records: of all its runs at the best rate, parents first.
     """
 
     name: str
@@ -58,11 +83,20 @@ class Finding:
     trials: tuple[Trial, ...]
     annealed: tuple[Curve, ...]
     constant: tuple[Curve, ...]
-    losses: tuple[float, ...]
-    flops: float
+    budgets: tuple[AtBudget, ...]
     speed_ups: dict[str, Figure | None]
     diverged: tuple[tuple[str, str], ...]
-    record: Record | None
+    records: tuple[Record, ...]
+
+    @property
+    def end(self) -> AtBudget | None:
+        """At the largest budget; None before any seed is whole."""
+        return self.budgets[-1] if self.budgets else None
+
+    @property
+    def target(self) -> Record | None:
+        """A record of its target, for sizes."""
+        return self.records[-1] if self.records else None
 
 
 def findings(study: Study, scale: Scale, seeds: int, records: Records) -> list[Finding]:
@@ -89,12 +123,21 @@ def state_lines(study: Study, scale: Scale, seeds: int, records: Records) -> Ite
     unknown = [name for name in study.arms if sweep(study, scale, name, records).lacking]
     left = wanted(study, scale, seeds, records)
     later = [run for name in unknown for seed in range(seeds) for run in trial(study, scale, name, seed, scale.rates[0]).runs()]
+    later = [run for run in later if run.identity() not in {one.identity() for one in left}]
     cost = sum(own_flops(run) for run in {run.identity(): run for run in [*left, *later]}.values())
+    speeds = [own / record.seconds for record in records.values() if record.seconds and (own := _own(record))]
+    hours = f", about {cost / median(speeds) / 3600:.1f} hours of one job" if speeds and cost else ""
+    spent = sum(record.seconds for record in records.values()) / 3600
     yield (
         f"left: {len(left)} runs now"
         + (f", {len(later)} once rates are chosen" if later else "")
-        + f", {cost:.3g} FLOPs; done: {done:.3g} FLOPs"
+        + f", {cost:.3g} FLOPs{hours}; done: {len(records)} runs, {done:.3g} FLOPs at the best rates, {spent:.1f} hours in all"
     )
+
+
+def _own(record: Record) -> float:
+    """FLOPs of a record's own steps; 0 where it has none."""
+    return record.points[-1][1] - record.points[0][1] if record.points else 0.0
 
 
 def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
@@ -110,7 +153,7 @@ def rank_correlation(rows: Sequence[Finding], protocol: str) -> tuple[float, int
     """Spearman's correlation of our speed-ups with the paper's over the arms that have both, and how many; None below four."""
     from scipy import stats
 
-    pairs = [(row.arm.paper, _standing(row, protocol)) for row in rows if row.arm.paper is not None and row.losses]
+    pairs = [(row.arm.paper, _standing(row, protocol)) for row in rows if row.arm.paper is not None and row.budgets]
     pairs = [(paper, ours) for paper, ours in pairs if ours is not None]
     if len(pairs) < 4:
         return None
@@ -153,28 +196,50 @@ def _finding(
     study: Study, scale: Scale, name: str, records: Records, found: dict[str, tuple[list[Trial], list[Curve], list[Curve]]]
 ) -> Finding:
     whole, annealed, constant = found[name]
-    other, others = study.against(name), found[study.against(name)]
-    seeds = {one.seed: number for number, one in enumerate(others[0])}
+    other = study.against(name)
+    pairs = [(mine, theirs) for mine, one in enumerate(whole) for theirs, two in enumerate(found[other][0]) if one.seed == two.seed]
     figures: dict[str, Figure | None] = dict.fromkeys(PROTOCOLS)
     if other != name:
-        for protocol, mine, theirs in (("annealed", annealed, others[1]), ("un-annealed", constant, others[2])):
-            pairs = [(theirs[seeds[one.seed]], curve) for one, curve in zip(whole, mine, strict=True) if one.seed in seeds]
-            figures[protocol] = _figure([equal_loss(*pair) for pair in pairs])
-    ends = [records[max(one.branches.items())[1].identity()] for one in whole]
+        for protocol, ours, others in (("annealed", annealed, found[other][1]), ("un-annealed", constant, found[other][2])):
+            figures[protocol] = _figure([(others[theirs], ours[mine]) for mine, theirs in pairs])
+    budgets = list[AtBudget]()
+    for tokens in whole[0].branches if whole else ():
+        ends = [records[one.branches[tokens].identity()] for one in whole]
+        theirs = [records[two.branches[tokens].identity()] for two in found[other][0] if tokens in two.branches]
+        gap = _gap([end.final_loss for end in ends], [end.final_loss for end in theirs]) if other != name else None
+        cut = [(_until(found[other][0][b], found[other][1][b], tokens), _until(whole[a], annealed[a], tokens)) for a, b in pairs]
+        speed_up = _figure(cut) if other != name and all(len(curve) > 1 for pair in cut for curve in pair) else None
+        budgets.append(AtBudget(tokens, mean(end.flops for end in ends), tuple(end.final_loss for end in ends), gap, speed_up))
     rates = sweep(study, scale, name, records)
     tried = [trial(study, scale, name, 0, rate) for rate in rates.losses]
-    runs: dict[str, RunConfig] = {run.identity(): run for one in [*tried, *whole] for end in one.branches.values() for run in lineage(end)}
+    runs = {run.identity(): run for one in [*tried, *whole] for end in one.branches.values() for run in lineage(end)}
     diverged = tuple((record.name, record.diverged) for record in records.of(runs.values()) if record.diverged)
+    own = {run.identity(): records[run.identity()] for one in whole for run in one.runs()}
     return Finding(
-        name, study.arms[name], rates, tuple(whole), tuple(annealed), tuple(constant), tuple(record.final_loss for record in ends),
-        mean(record.flops for record in ends) if ends else math.nan, figures, diverged, ends[0] if ends else None,
+        name, study.arms[name], rates, tuple(whole), tuple(annealed), tuple(constant), tuple(budgets), figures, diverged,
+        tuple(own.values()),
     )  # fmt: skip
 
 
-def _figure(found: Sequence[SpeedUp | None]) -> Figure | None:
-    """Joins seeds; None when any seed's curves share no loss."""
-    met = [one for one in found if one is not None]
-    if len(met) < len(found) or not met:
+def _until(one: Trial, annealed: Curve, tokens: int) -> Curve:
+    """An annealed curve up to a budget."""
+    return [point for budget, point in zip(one.branches, annealed, strict=True) if budget <= tokens]
+
+
+def _gap(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, tuple[float, float] | None] | None:
+    if len(mine) != len(theirs) or not mine:
         return None
-    values = tuple(one.speed_up for one in met)
-    return Figure(values, interval(values), bootstrap(values), mean(one.loss for one in met))
+    gaps = [a - b for a, b in zip(mine, theirs, strict=True)]
+    return mean(gaps), interval(gaps)
+
+
+def _figure(pairs: Sequence[tuple[Curve, Curve]]) -> Figure | None:
+    """Joins seeds' (scratch, grown) curves; None where there are none."""
+    met = [equal_loss(*pair) for pair in pairs]
+    values = [one.speed_up if one else bound(*pair) for one, pair in zip(met, pairs, strict=True)]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not values:
+        return None
+    if all(met):
+        return Figure(tuple(known), interval(known), bootstrap(known), mean(one.loss for one in met if one))
+    return Figure(tuple(known), None, None, math.nan, ">" if mean(known) > 0 else "<")

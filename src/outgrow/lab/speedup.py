@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,6 +48,18 @@ def equal_loss(scratch: Curve, grown: Curve) -> SpeedUp | None:
     return SpeedUp(loss, costs[0], costs[1])
 
 
+def bound(scratch: Curve, grown: Curve) -> float | None:
+    """What is known of the speed-up where the curves share no loss; None where they do.
+
+    Grown is below scratch everywhere: the speed-up is above this figure. Grown is above scratch everywhere: it is below this figure.
+    """
+    if min(loss for _, loss in scratch) > max(loss for _, loss in grown):
+        return scratch[-1][0] / grown[0][0] - 1
+    if min(loss for _, loss in grown) > max(loss for _, loss in scratch):
+        return scratch[0][0] / grown[-1][0] - 1
+    return None
+
+
 def flops_at(curve: Curve, loss: float) -> float | None:
     """FLOPs at which a curve first reaches a loss, linear in log FLOPs; None outside what the curve covers."""
     before: tuple[float, float] | None = None
@@ -57,6 +70,15 @@ def flops_at(curve: Curve, loss: float) -> float | None:
             share = (before[1] - loss) / (before[1] - value)
             return math.exp(math.log(before[0]) + share * (math.log(flops) - math.log(before[0])))
         before = (flops, value)
+    return None
+
+
+def loss_at(curve: Curve, flops: float) -> float | None:
+    """A curve's loss at a cost, linear in log FLOPs; None outside what the curve covers."""
+    for (cheap, first), (dear, second) in pairwise(curve):
+        if cheap <= flops <= dear:
+            share = math.log(flops / cheap) / math.log(dear / cheap)
+            return first + share * (second - first)
     return None
 
 

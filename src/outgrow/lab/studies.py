@@ -1,0 +1,158 @@
+"""What studies found, as tables and sentences: worked out from their files alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from outgrow.errors import OutgrowError
+from outgrow.lab.findings import PROTOCOLS, Figure, Finding, findings, rank_correlation, spread
+from outgrow.lab.records import Record, Records
+from outgrow.lab.study import Scale, Study, open_study
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A study at a scale with what its records say."""
+
+    study: Study
+    scale: Scale
+    scale_name: str
+    seeds: int
+    records: Records
+    rows: tuple[Finding, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.study.name}-{self.scale_name}"
+
+    def row(self, name: str) -> Finding:
+        return next(row for row in self.rows if row.name == name)
+
+    @property
+    def best(self) -> Finding | None:
+        """The arm of the largest annealed speed-up that is read at a loss."""
+        read = [(figure.speed_up, row) for row in self.rows if (figure := row.speed_ups["annealed"]) and not figure.beyond]
+        return max(read, key=lambda one: one[0])[1] if read else None
+
+
+def results_file(folder: Path, study: Study, scale: str) -> Path:
+    """Where the records of a study lie."""
+    return folder / "results" / f"{study.name}-{Path(scale).stem}.jsonl"
+
+
+def read_studies(names: Sequence[str], scale: str, seeds: int, folder: Path) -> list[Studied]:
+    """Reads studies, their scale and their records; `all` are those that have records."""
+    asked = sorted(path.stem for path in folder.glob("*.yaml")) if list(names) == ["all"] else names
+    found = list[Studied]()
+    for name in asked:
+        study, size = open_study(name, scale, folder)
+        path = results_file(folder, study, scale)
+        if path.exists():
+            records = Records(path)
+            found.append(Studied(study, size, Path(scale).stem, seeds, records, tuple(findings(study, size, seeds, records))))
+        elif list(names) != ["all"]:
+            raise OutgrowError(f"there is no '{path}'; 'outgrow study {name} --scale {scale}' makes it")
+    if not found:
+        raise OutgrowError(f"no study in '{folder}' has results at the scale '{scale}'; run 'outgrow study NAME --scale {scale}' first")
+    return found
+
+
+def main_table(studied: Studied) -> list[dict[str, Any]]:
+    """An arm a row, as text."""
+    return [
+        {
+            "arm": row.name, "says": row.arm.says, "seeds": len(row.trials), "rate": f"{row.sweep.best:g}" if row.sweep.best else "-",
+            "edge": row.sweep.at_edge, "loss": _loss(row), "flops": f"{row.end.flops:.3g}" if row.end else "-",
+            **{protocol: quoted(row.speed_ups[protocol]) for protocol in PROTOCOLS},
+            "bootstrap": _between(figure.bootstrap) if (figure := row.speed_ups["annealed"]) else "",
+            "against": studied.study.against(row.name),
+            "paper": "" if row.arm.paper is None else f"{row.arm.paper:+.1%}",
+            "tokens_per_parameter": f"{row.end.tokens / row.target.non_embedding:.1f}" if row.end and row.target else "-",
+            "head": f"{row.target.head_share:.0%}" if row.target else "-", "diverged": row.diverged,
+        }
+        for row in studied.rows
+    ]  # fmt: skip
+
+
+def budget_table(studied: Studied) -> list[dict[str, str]]:
+    """An arm and a budget a row: annealed losses, gaps at equal tokens, speed-ups at equal loss of the curves so far."""
+    return [
+        {
+            "arm": row.name, "tokens": f"{one.tokens:,}", "flops": f"{one.flops:.3g}", "loss": f"{mean(one.losses):.4f}",
+            "ratio": f"{one.tokens / row.target.non_embedding:.0f}" if row.target else "-",
+            "gap": f"{one.gap[0]:+.4f}{_plain(one.gap[1])}" if one.gap else "", "speed_up": quoted(one.speed_up),
+        }
+        for row in studied.rows
+        for one in row.budgets
+    ]  # fmt: skip
+
+
+def sweep_table(studied: Studied) -> tuple[list[float], list[tuple[str, list[str], int | None]]]:
+    """Rates, and for every arm its annealed losses at them and which is best."""
+    rates = sorted({rate for row in studied.rows for rate in row.sweep.losses})
+    rows = list[tuple[str, list[str], int | None]]()
+    for row in studied.rows:
+        cells = [_swept(row.sweep.losses.get(rate)) for rate in rates]
+        rows.append((row.name, cells, rates.index(row.sweep.best) if row.sweep.best else None))
+    return rates, rows
+
+
+def run_table(studied: Studied) -> list[Record]:
+    """Every record of the study, parents before children."""
+    return list(studied.records.values())
+
+
+def sentences(studied: Studied) -> Iterator[str]:
+    """What was found, in words."""
+    best = studied.best
+    if best and best.end and (figure := best.speed_ups["annealed"]):
+        against = studied.study.against(best.name)
+        verb = "is the fastest arm" if figure.speed_up > 0 else "comes closest"
+        if figure.student:
+            sure = f"95% interval {_between(figure.student)} over {len(figure.values)} seeds"
+        else:
+            sure = f"{len(figure.values)} seed{'s' if len(figure.values) > 1 else ''}, no interval"
+        yield (
+            f"Annealed, '{best.name}' {verb}: {figure.speed_up:+.1%} against '{against}' at an equal held-out loss of "
+            f"{figure.loss:.3f}, every FLOP counted ({sure})."
+        )
+    for protocol in PROTOCOLS:
+        if (found := rank_correlation(studied.rows, protocol)) is not None:
+            yield f"Rank correlation with the paper's figures, {protocol}: {found[0]:+.2f} over {found[1]} arms."
+    yield from (f"Diverged: {name} ({why})." for name, why in dict(pair for row in studied.rows for pair in row.diverged).items())
+    left = [row.name for row in studied.rows if len(row.trials) < studied.seeds]
+    if left:
+        yield f"Not finished: {', '.join(left)}."
+
+
+def quoted(figure: Figure | None) -> str:
+    """A speed-up with its interval, or on which side of it the truth lies."""
+    if figure is None:
+        return ""
+    if figure.beyond:
+        return f"{figure.beyond} {figure.speed_up:+.1%}"
+    return f"{figure.speed_up:+.1%}" + (f" ({_between(figure.student)})" if figure.student else "")
+
+
+def _between(between: tuple[float, float] | None) -> str:
+    return f"{100 * between[0]:+.1f} to {between[1]:+.1%}" if between else ""
+
+
+def _plain(between: tuple[float, float] | None) -> str:
+    return f" ({between[0]:+.4f} to {between[1]:+.4f})" if between else ""
+
+
+def _loss(row: Finding) -> str:
+    if row.end is None:
+        return "-"
+    known = spread(row.end.losses)
+    return f"{mean(row.end.losses):.4f}" + ("" if math.isnan(known) else f" ± {known:.4f}")
+
+
+def _swept(loss: float | None) -> str:
+    return "" if loss is None else "diverged" if math.isinf(loss) else f"{loss:.4f}"

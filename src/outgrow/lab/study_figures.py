@@ -1,0 +1,223 @@
+"""What studies found, as figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from statistics import mean
+
+import numpy as np
+
+from outgrow.lab.figures import Figure as Picture
+from outgrow.lab.figures import Series
+from outgrow.lab.findings import PROTOCOLS, Finding
+from outgrow.lab.records import Records
+from outgrow.lab.speedup import Curve, equal_loss, loss_at
+from outgrow.lab.studies import Studied, quoted
+from outgrow.lab.study import Trial
+from outgrow.scaling import LAWS, Fit, fit
+
+RED = "#dc2626"
+
+
+def pictures(studied: Studied) -> list[Picture]:
+    """All figures that the records can draw."""
+    drawn = [curves(studied), speed_ups(studied), along(studied), instants(studied), by_budget(studied), laws(studied)]
+    return [one for one in drawn if one]
+
+
+def curves(studied: Studied) -> Picture | None:
+    """Held-out loss of every arm, mean over seeds, against FLOPs, tokens and hours: annealed ends, and dotted the constant rate."""
+    series = list[Series]()
+    for row in studied.rows:
+        if not row.trials:
+            continue
+        ends = [[studied.records[run.identity()] for run in one.branches.values()] for one in row.trials]
+        tokens = [float(end.tokens) for end in ends[0]]
+        hours = [_mean([_seconds(studied.records, end.identity) for end in same]) / 3600 for same in zip(*ends, strict=True)]
+        series.append(_series(row.name, row.annealed, {"tokens": tokens, "hours": hours}))
+        points = [_trunk_points(one, studied.records) for one in row.trials]
+        also = {
+            "tokens": [point[1] for point in points[0]],
+            "hours": [_mean([one[2] for one in same]) for same in zip(*points, strict=True)],
+        }
+        series.append(_series(row.name, row.constant, also, dashed=True))
+    best = studied.best
+    if best and (figure := best.speed_ups["annealed"]) and best.end:
+        met = [_crossing(studied, best, number) for number in range(len(best.trials))]
+        grown, scratch = _mean([one[0] for one in met]), _mean([one[1] for one in met])
+        series.append(Series(f"equal loss: {figure.speed_up:+.1%}", [grown, scratch], [figure.loss] * 2, "lines+markers", RED))
+    title = f"{studied.study.name}: held-out loss"
+    return Picture(title, "training FLOPs, ancestors included", "held-out loss, nats per token", series, log_x=True) if series else None
+
+
+def speed_ups(studied: Studied) -> Picture | None:
+    """Speed-ups of every arm with their intervals, and the paper's."""
+    rows = [row for row in studied.rows if row.speed_ups["annealed"] and studied.study.against(row.name) != row.name]
+    if not rows:
+        return None
+    names = [row.name for row in rows]
+    series = list[Series]()
+    for shift, protocol in zip((-0.12, 0.12), PROTOCOLS, strict=True):
+        known = [(number, figure) for number, row in enumerate(rows) if (figure := row.speed_ups[protocol])]
+        y = [100 * figure.speed_up for _, figure in known]
+        ends = [figure.student or (figure.speed_up, figure.speed_up) for _, figure in known]
+        between = [100 * low for low, _ in ends], [100 * high for _, high in ends]
+        labels = [f"{names[number]} {quoted(figure)}" for number, figure in known]
+        series.append(Series(protocol, [number + shift for number, _ in known], y, "markers", labels=labels, between=between))
+    paper = [(float(number), 100 * row.arm.paper) for number, row in enumerate(rows) if row.arm.paper is not None]
+    if paper:
+        series.append(Series("the paper's", [x for x, _ in paper], [y for _, y in paper], "markers", "#9ca3af"))
+    title = f"{studied.study.name}: speed-up"
+    return Picture(title, "", "at equal loss, 95% over seeds, %", series, level=0.0, ticks=names)
+
+
+def along(studied: Studied) -> Picture | None:
+    """Annealed speed-up along the study's axis, one line for every arm that others are compared with."""
+    rows = [row for row in studied.rows if row.arm.along is not None and row.speed_ups["annealed"] and row.target]
+    if not studied.study.axis or len(rows) < 3:
+        return None
+    series = list[Series]()
+    for other, group in groupby(sorted(rows, key=lambda row: studied.study.against(row.name)), lambda row: studied.study.against(row.name)):
+        chosen = sorted(group, key=lambda row: row.arm.along or 0.0)
+        figures = [row.speed_ups["annealed"] for row in chosen]
+        y = [100 * one.speed_up for one in figures if one]
+        ends = [one.student or (one.speed_up, one.speed_up) for one in figures if one]
+        between = [100 * low for low, _ in ends], [100 * high for _, high in ends]
+        x = [row.arm.along or 0.0 for row in chosen]
+        series.append(Series(f"against {other}", x, y, "markers", labels=[row.name for row in chosen], between=between))
+    return Picture(f"{studied.study.name}: annealed speed-up", studied.study.axis, "speed-up, %", series, level=0.0)
+
+
+def instants(studied: Studied) -> Picture | None:
+    """Annealed loss at equal FLOPs against the growth instant, with parabolas (`best_instants`)."""
+    fits = best_instants(studied)
+    if not fits:
+        return None
+    series = list[Series]()
+    for flops, made in fits.items():
+        x = made.columns["growth_tokens"]
+        line = np.geomspace(x.min(), x.max(), 60)
+        name = f"{flops:.2g} FLOPs"
+        series.append(Series(name, x.tolist(), made.columns["loss"].tolist(), "markers"))
+        series.append(Series(name, line.tolist(), made.law.prediction(made.theta, {"growth_tokens": line})[0].tolist(), "lines"))
+    return Picture(f"{studied.study.name}: parabolas at equal FLOPs", "growth tokens d", "annealed held-out loss", series, log_x=True)
+
+
+def best_instants(studied: Studied, levels: int = 3) -> Mapping[float, Fit]:
+    """FLOPs -> a parabola in log d through the annealed losses of arms that differ in when they grow (arXiv 2405.15319, figure 6).
+
+    Levels lie evenly, in log FLOPs, where all those arms' annealed curves are; arms whose instant is a share of each budget are left out,
+    since they have no one d.
+    """
+    arms = [row for row in studied.rows if row.arm.along and row.trials and len(row.arm.growths) == 1 and not row.arm.late]
+    if len(arms) < 3 or len({row.arm.growths[0].grow for row in arms}) > 1 or len({str(row.arm.base) for row in arms}) > 1:
+        return {}
+    lowest = max(curve[0][0] for row in arms for curve in row.annealed)
+    highest = min(curve[-1][0] for row in arms for curve in row.annealed)
+    if lowest >= highest:
+        return {}
+    found = dict[float, Fit]()
+    for flops in np.geomspace(lowest, highest, levels):
+        d, losses = list[float](), list[float]()
+        for row in arms:
+            for one, curve in zip(row.trials, row.annealed, strict=True):
+                loss = loss_at(curve, float(flops))
+                trunk = next(iter(one.trunks.values()))
+                if loss is not None and trunk.start and trunk.start.tokens:
+                    d.append(float(trunk.start.tokens))
+                    losses.append(loss)
+        if len(set(d)) >= 3:
+            found[float(flops)] = fit(LAWS["parabola"], {"growth_tokens": np.array(d), "loss": np.array(losses)})
+    return found
+
+
+def by_budget(studied: Studied) -> Picture | None:
+    """Annealed speed-up against tokens per parameter, where budgets span more than a factor of four."""
+    series = list[Series]()
+    for row in studied.rows:
+        read = [(one.tokens / row.target.non_embedding, one.speed_up) for one in row.budgets if one.speed_up and row.target]
+        if len(read) < 3 or read[-1][0] < 4 * read[0][0]:
+            continue
+        ends = [figure.student or (figure.speed_up, figure.speed_up) for _, figure in read]
+        between = [100 * low for low, _ in ends], [100 * high for _, high in ends]
+        name = f"{row.name} against {studied.study.against(row.name)}"
+        series.append(Series(name, [x for x, _ in read], [100 * figure.speed_up for _, figure in read], between=between))
+    title = f"{studied.study.name}: does the gain fade?"
+    return Picture(title, "tokens per parameter", "annealed speed-up, %", series, log_x=True, level=0.0) if series else None
+
+
+def fitted_laws(studied: Studied) -> dict[str, dict[str, Fit]]:
+    """`scratch` and `grown` -> law -> its fit through the annealed ends of all sizes; nothing for a study of fewer than three sizes."""
+    sizes = {row.target.non_embedding for row in studied.rows if row.target}
+    if len(sizes) < 3 or not all(studied.study.against(row.name) in (row.name, "scratch") or row.arm.growths for row in studied.rows):
+        return {}
+    found = dict[str, dict[str, Fit]]()
+    for kind, chosen in (
+        ("scratch", [r for r in studied.rows if not r.arm.growths]),
+        ("grown", [r for r in studied.rows if r.arm.growths]),
+    ):
+        last = [(one.end.flops, loss) for one in chosen if one.end for loss in one.end.losses]
+        every = [(row.target.params, one.tokens, loss) for row in chosen if row.target for one in row.budgets for loss in one.losses]
+        if len({flops for flops, _ in last}) < 3:
+            return {}
+        flops, losses = np.array(last).T
+        params, tokens, annealed = np.array(every, dtype=float).T
+        found[kind] = {
+            "power": fit(LAWS["power"], {"flops": flops, "loss": losses}, 1000),
+            "chinchilla": fit(LAWS["chinchilla"], {"params": params, "tokens": tokens, "loss": annealed}, 1000),
+        }
+    return found
+
+
+def laws(studied: Studied) -> Picture | None:
+    """L = a C^b through the largest budget of every size."""
+    series = list[Series]()
+    for kind, fits in fitted_laws(studied).items():
+        made = fits["power"]
+        flops = made.columns["flops"]
+        line = np.geomspace(flops.min(), flops.max(), 60)
+        a, b = made.coefficients["a"], made.coefficients["b"]
+        series.append(Series(f"{kind}: {a:.3g} C^{b:.3g}", flops.tolist(), made.columns["loss"].tolist(), "markers"))
+        series.append(Series(f"{kind}: {a:.3g} C^{b:.3g}", line.tolist(), (a * line**b).tolist(), "lines"))
+    title = f"{studied.study.name}: L = a C^b"
+    return Picture(title, "training FLOPs", "annealed held-out loss", series, log_x=True, log_y=True) if series else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return mean(values) if values else math.nan
+
+
+def _series(name: str, seeds: Sequence[Curve], also: Mapping[str, Sequence[float]], dashed: bool = False) -> Series:
+    """The mean over seeds, whose points lie at the same FLOPs."""
+    flops = [flops for flops, _ in seeds[0]]
+    losses = [_mean([loss for _, loss in same]) for same in zip(*seeds, strict=True)]
+    return Series(name, flops, losses, "lines" if dashed else "lines+markers", dashed=dashed, also=also)
+
+
+def _trunk_points(one: Trial, records: Records) -> list[tuple[float, float, float]]:
+    """(FLOPs, tokens, hours) of each point of a trial's constant-rate curve."""
+    trunks = [records[run.identity()] for run in {run.identity(): run for run in one.trunks.values()}.values()]
+    if len(trunks) > 1:
+        return sorted((one.flops, float(one.tokens), _seconds(records, one.identity) / 3600) for one in trunks)
+    trunk = trunks[0]
+    return [(flops, tokens, _seconds(records, trunk.identity, int(tokens)) / 3600) for tokens, flops, *_ in trunk.points if flops]
+
+
+def _seconds(records: Records, identity: str, tokens: int | None = None) -> float:
+    """Seconds of training up to a clock, ancestors included, at each run's median speed."""
+    record = records[identity]
+    end = record.tokens if tokens is None else tokens
+    begin = int(record.points[0][0]) if record.points and record.parent else 0
+    before = _seconds(records, record.parent, begin) if record.parent and record.parent in records else 0.0
+    return before + (end - begin) / max(record.tokens_per_second, 1e-9)
+
+
+def _crossing(studied: Studied, best: Finding, number: int) -> tuple[float, float]:
+    """(its FLOPs, the other's) at the loss where a seed's annealed speed-up is read."""
+    seed = best.trials[number].seed
+    other = studied.row(studied.study.against(best.name))
+    theirs = next(curve for one, curve in zip(other.trials, other.annealed, strict=True) if one.seed == seed)
+    met = equal_loss(theirs, best.annealed[number])
+    return (met.grown_flops, met.scratch_flops) if met else (math.nan, math.nan)
