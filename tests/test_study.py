@@ -1,0 +1,400 @@
+"""Studies: what they stand for, sweeps, records, what is found; and one that is really trained, killed, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from outgrow.arch import arch_for, flops_per_token
+from outgrow.config import parse
+from outgrow.errors import OutgrowError
+from outgrow.lab.campaign import MOST_RATES, complete, run_study, sweep, wanted
+from outgrow.lab.figures import Figure, Series, as_plotly, save_figures
+from outgrow.lab.findings import bootstrap, findings, rank_correlation
+from outgrow.lab.records import Record, Records, diverged_record
+from outgrow.lab.runs import first_token, lineage, model_of
+from outgrow.lab.speedup import bound, loss_at
+from outgrow.lab.studies import Studied, budget_table, main_table, quoted, read_studies, sentences, sweep_table
+from outgrow.lab.study import Scale, Study, open_study, trial
+from outgrow.lab.study_figures import best_instants, fitted_laws, pictures
+
+from .recipes import write
+
+STUDIES = Path(__file__).parent.parent / "studies"
+NAMES = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+SCALES = sorted(path.stem for path in (STUDIES / "scales").glob("*.yaml"))
+ISSUE = {"operators", "factor", "timing", "sizes", "longer", "patterns", "state", "late"}
+TINY_SCALE = """\
+model: {{model_type: llama, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 4, num_attention_heads: 2,
+         num_key_value_heads: 2, vocab_size: 300, max_position_embeddings: 16, initializer_range: 0.06}}
+data: {{corpus: {corpus}, vocab: 300, context: 16, validation_share: 0.1, validation_tokens: 256}}
+budgets: [1280, 1920, 2560]
+growth: 0.25
+decay_share: 0.4
+warmup_tokens: 128
+batch_tokens: 64
+rates: [0.005, 0.01, 0.02]
+validate_every: 320
+"""
+TINY_STUDY = """\
+name: pair
+asks: Does it run?
+paper: made up
+arms:
+  scratch: {{says: alone, paper: 0}}
+  stack: {{says: grown, base: {{num_hidden_layers: 0.25}}, growths: [{{grow: stack(factor=4)}}], paper: 0.5}}
+"""
+
+
+@pytest.fixture
+def folder(corpus, tmp_path) -> Path:
+    """A folder of studies with one small one, as a user would write it."""
+    made = tmp_path / "studies"
+    (made / "scales").mkdir(parents=True)
+    write(made / "scales" / "tiny.yaml", TINY_SCALE, corpus=corpus)
+    write(made / "pair.yaml", TINY_STUDY)
+    return made
+
+
+def nano(name: str) -> tuple[Study, Scale]:
+    return open_study(name, "nano", STUDIES)
+
+
+def made_up(study: Study, scale: Scale, path: Path, loss, seeds: int = 3, skip=lambda arm, rate: False) -> Records:
+    """Records as if `loss(arm, seed, rate, run, flops)` had been seen; wants until nothing is wanted."""
+    records = Records(path)
+    while runs := wanted(study, scale, seeds, records):
+        for run in runs:
+            if run.identity() not in records:
+                records.add(_record(run, records, loss))
+    return records
+
+
+def _record(run, records, loss) -> Record:
+    arm, _, _ = run.name.partition("-rate")
+    config = model_of(run)
+    per_token = flops_per_token(arch_for(config), config, run.data.context)
+    before = records[run.start.run.identity()] if run.start else None
+    begin = first_token(run)
+    spent = next(flops for tokens, flops, *_ in before.points if tokens == begin) if before else 0.0  # by its ancestors
+    clocks = sorted({begin, (begin + run.tokens) // 2, run.tokens, *(clock for clock in run.keep if clock >= begin)})
+    rate = run.optimizer.learning_rate
+    points = []
+    for clock in clocks:
+        flops = spent + (clock - begin) * per_token
+        points.append([clock, flops, loss(arm, run.seed, rate, run, max(flops, 1.0)), 1.0])
+    blank = diverged_record(run, {"commit": "none", "machine": "none", "corpus_hash": "none"}, "")
+    return replace(blank, points=points, seconds=1.0, tokens_per_second=1000.0)
+
+
+def power(arm: str, seed: int, rate: float, run, flops: float, gain: dict[str, float]) -> float:
+    """L = 400 (C (1 + gain))^-0.15 at rate 0.012, a little worse elsewhere, seeds a little apart."""
+    return 400 * (flops * (1 + gain.get(arm, 0.0))) ** -0.15 * (1 + 0.02 * abs(math.log2(rate / 0.012))) * (1 + 0.001 * seed)
+
+
+# -- what studies stand for
+
+
+def test_the_issue_is_all_there():
+    assert set(NAMES) >= ISSUE
+    assert {"nano", "micro", "small", "410m"} <= set(SCALES)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_study_stands_for_runs_at_every_scale(name, scale):
+    study, size = open_study(name, scale, STUDIES)
+    for arm in study.arms:
+        one = trial(study, size, arm, 0, size.rates[0])
+        runs = one.runs()
+        target = arch_for(model_of(runs[-1])).layers(model_of(runs[-1]))
+        assert target >= 1
+        assert all(run.tokens > first_token(run) for run in runs)
+        for budget, branch in one.branches.items():
+            assert branch.tokens == budget
+            assert branch.schedule.decay_tokens == budget - first_token(branch)
+            assert branch.tokens > first_token(branch)
+
+
+def test_arms_of_one_study_train_one_target_or_say_against_what():
+    for name in NAMES:
+        study, scale = nano(name)
+        for arm in study.arms:
+            mine, theirs = (trial(study, scale, one, 0, 0.01) for one in (arm, study.against(arm)))
+            ours, others = (model_of(next(iter(one.branches.values()))) for one in (mine, theirs))
+            same = all(ours[key] == others[key] for key in scale.model)  # a lift may change a norm's eps
+            assert same or name == "longer", f"{name}: {arm}"
+
+
+def test_studies_share_the_runs_that_they_have_in_common():
+    ends = [trial(*nano(study), arm, 1, 0.012).runs()[-1].identity()
+            for study, arm in (("operators", "direct-depth"), ("timing", "at-25"), ("state", "reset-restart"), ("factor", "deep-4"))]  # fmt: skip
+    assert len(set(ends)) == 1
+
+
+def test_growth_at_zero_starts_from_untrained_weights():
+    one = trial(*nano("timing"), "at-0", 0, 0.012)
+    trunk = next(iter(one.trunks.values()))
+    assert trunk.start.tokens == 0
+    assert any(0 in run.keep for run in one.runs())
+
+
+def test_late_arms_have_a_trunk_for_every_budget():
+    study, scale = nano("late")
+    assert len({run.identity() for run in trial(study, scale, "one-80", 0, 0.01).trunks.values()}) == len(scale.budgets)
+    assert len({run.identity() for run in trial(study, scale, "scratch", 0, 0.01).trunks.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ({"arms": {"a": {}, "b": {}}}, "'scratch', which is no arm"),
+        ({"arms": {"scratch": {}, "b": {"base": {"num_hidden_layers": 0.5}}}}, "never grows"),
+        ({"arms": {"scratch": {}}}, "arms"),
+        ({"arms": {"scratch": {}, "b": {"growth": []}}}, "did you mean 'growths'"),
+    ],
+)
+def test_bad_studies_are_told_in_one_sentence(edit, says):
+    with pytest.raises(OutgrowError, match="(?s).*") as caught:
+        parse(Study, {"name": "x", "asks": "?", **edit}, where="here")
+    assert says in str(caught.value)
+
+
+def test_sizes_that_are_not_whole_or_not_there_and_growth_in_the_decay_are_refused():
+    scale = nano("operators")[1]
+    for arm, says in (
+        ({"target": {"num_hidden_layers": 0.3}}, "is 2.4, which is not whole"),
+        ({"target": {"layers": 2}}, "no size 'layers'"),
+        ({"base": {"num_hidden_layers": 0.5}, "growths": [{"grow": "stack(factor=2)", "at": 0.9}]}, "grow earlier"),
+    ):
+        wrong = parse(Study, {"name": "x", "asks": "?", "arms": {"scratch": {}, "b": arm}}, where="here")
+        with pytest.raises(OutgrowError, match=says):
+            trial(wrong, scale, "b", 0, 0.01)
+    with pytest.raises(OutgrowError, match="did you mean 'operators'"):
+        open_study("operator", "nano", STUDIES)
+
+
+# -- sweeps
+
+
+def test_a_sweep_goes_on_beyond_an_edge_and_stops(tmp_path):
+    study, scale = nano("operators")
+    only = study.model_copy(update={"arms": {name: study.arms[name] for name in ("scratch", "direct-depth")}})
+    inside = made_up(only, scale, tmp_path / "inside.jsonl", lambda *a: power(*a, gain={}), seeds=1)
+    assert sweep(only, scale, "scratch", inside).best == 0.012
+    assert set(sweep(only, scale, "scratch", inside).losses) == set(scale.rates)
+    rising = made_up(only, scale, tmp_path / "edge.jsonl", lambda arm, seed, rate, run, flops: 5 - rate, seeds=1)
+    found = sweep(only, scale, "scratch", rising)
+    assert found.at_edge
+    assert len(found.losses) == MOST_RATES
+    assert found.best == max(found.losses) == max(scale.rates) * 2 ** (MOST_RATES - len(scale.rates))
+
+
+def test_what_diverges_is_kept_and_never_chosen(tmp_path):
+    study, scale = nano("operators")
+    only = study.model_copy(update={"arms": {"scratch": study.arms["scratch"], "direct-depth": study.arms["direct-depth"]}})
+    records = Records(tmp_path / "records.jsonl")
+    while runs := wanted(only, scale, 1, records):
+        for run in runs:
+            if run.identity() in records or any(one.diverged for one in records.of(lineage(run))):
+                continue
+            if run.optimizer.learning_rate > 0.02 and "trunk" in run.name:
+                records.add(diverged_record(run, {}, "the loss is not a number"))
+            else:
+                records.add(_record(run, records, lambda *a: power(*a, gain={})))
+    tried = sweep(only, scale, "scratch", records)
+    assert math.isinf(tried.losses[0.024])
+    assert tried.best == 0.012
+    rows = findings(only, scale, 1, Records(records.path))
+    assert [why for row in rows for _, why in row.diverged] == ["the loss is not a number"] * 2
+
+
+# -- what is found
+
+
+def test_a_known_speed_up_is_found_with_its_intervals(tmp_path):
+    study, scale = nano("operators")
+    gain = {"direct-depth": 0.3, "zero-depth": 0.2, "random-depth": -0.2, "learn-depth": 0.1}
+    records = made_up(study, scale, tmp_path / "records.jsonl", lambda *a: power(*a, gain=gain))
+    rows = {row.name: row for row in findings(study, scale, 3, Records(records.path))}
+    for arm, known in gain.items():
+        figure = rows[arm].speed_ups["annealed"]
+        assert figure.speed_up == pytest.approx(known, abs=2e-3)
+        assert figure.student[0] <= figure.speed_up <= figure.student[1]
+        assert figure.bootstrap[0] <= figure.speed_up <= figure.bootstrap[1]
+        assert rows[arm].speed_ups["un-annealed"].speed_up == pytest.approx(known, abs=2e-2)
+        assert rows[arm].sweep.best == 0.012
+    assert rows["scratch"].speed_ups["annealed"] is None
+    assert rank_correlation(list(rows.values()), "annealed")[1] == 9
+    assert rows["direct-depth"].end.gap[0] == pytest.approx(
+        np.mean(rows["direct-depth"].end.losses) - np.mean(rows["scratch"].end.losses), abs=1e-12
+    )
+
+
+def test_a_study_of_made_up_runs_is_reported(tmp_path):
+    study, scale = nano("timing")
+    gain = {f"at-{share}": 0.3 - 0.4 * (math.log10(share / 15)) ** 2 for share in (5, 10, 18, 25)}
+    records = made_up(study, scale, tmp_path / "records.jsonl", lambda *a: power(*a, gain=gain))
+    one = Studied(study, scale, "nano", 3, records, tuple(findings(study, scale, 3, records)))
+    assert one.best.name in gain
+    rows = {row["arm"]: row for row in main_table(one)}
+    assert rows[one.best.name]["annealed"].startswith(f"{gain[one.best.name]:+.1%}"[:3])
+    assert len(budget_table(one)) == sum(len(row.budgets) for row in one.rows) == 3 * len(study.arms)
+    rates, tried = sweep_table(one)
+    assert rates == sorted(scale.rates)
+    assert all(best == 1 for _, _, best in tried)
+    assert any("fastest arm" in text for text in sentences(one))
+    fits = best_instants(one)
+    assert len(fits) == 3
+    for made in fits.values():
+        assert 0.08 < made.derived["best growth_tokens"] / max(scale.budgets) < 0.2
+    titles = [picture.title for picture in pictures(one)]
+    assert titles == ["timing: held-out loss", "timing: speed-up", "timing: annealed speed-up", "timing: parabolas at equal FLOPs"]
+
+
+def test_laws_of_sizes_are_found(tmp_path):
+    study, scale = nano("sizes")
+    gain = {name: 0.25 for name in study.arms if name.endswith("stack")}
+    records = made_up(study, scale, tmp_path / "records.jsonl", lambda *a: power(*a, gain=gain))
+    one = Studied(study, scale, "nano", 3, records, tuple(findings(study, scale, 3, records)))
+    fits = fitted_laws(one)
+    for kind in ("scratch", "grown"):
+        assert fits[kind]["power"].coefficients["b"] == pytest.approx(-0.15, abs=1e-3)
+    ratio = fits["grown"]["power"].coefficients["a"] / fits["scratch"]["power"].coefficients["a"]
+    assert ratio == pytest.approx(1.25**-0.15, rel=5e-3)
+
+
+def test_a_gain_that_fades_is_seen(tmp_path):
+    study, scale = nano("longer")
+    records = made_up(study, scale, tmp_path / "records.jsonl", lambda *a: power(*a, gain={"stack": 0.2, "small-grown": 0.1}))
+    rows = {row.name: row for row in findings(study, scale, 3, records)}
+    read = [one.speed_up for one in rows["stack"].budgets]
+    assert read[0] is None
+    assert all(one.speed_up == pytest.approx(0.2, abs=0.01) for one in read[1:])
+    one = Studied(study, scale, "nano", 3, records, tuple(rows.values()))
+    assert "longer: does the gain fade?" in [picture.title for picture in pictures(one)]
+
+
+def test_curves_that_share_no_loss_bound_the_speed_up(tmp_path):
+    better, worse = [(1.0, 2.0), (2.0, 1.0)], [(1.0, 5.0), (3.0, 4.0)]
+    assert bound(worse, better) == 3.0 / 1.0 - 1
+    assert bound(better, worse) == 1.0 / 3.0 - 1
+    assert bound(better, [(1.0, 1.5), (2.0, 0.5)]) is None
+    study, scale = nano("operators")
+    records = made_up(study, scale, tmp_path / "records.jsonl", lambda *a: power(*a, gain={"direct-depth": 9.0}))
+    row = next(row for row in findings(study, scale, 3, records) if row.name == "direct-depth")
+    assert quoted(row.speed_ups["annealed"]).startswith("> +")
+    assert row.speed_ups["annealed"].student is None
+
+
+def test_small_figures():
+    assert bootstrap([0.1, 0.2]) is None
+    low, high = bootstrap([0.1, 0.2, 0.3])
+    assert 0.1 <= low < 0.2 < high <= 0.3
+    assert loss_at([(1.0, 3.0), (100.0, 1.0)], 10.0) == pytest.approx(2.0)
+    assert loss_at([(1.0, 3.0), (100.0, 1.0)], 200.0) is None
+
+
+# -- records
+
+
+def test_records_survive_a_kill_and_refuse_what_was_edited(tmp_path):
+    study, scale = nano("operators")
+    only = study.model_copy(update={"arms": {name: study.arms[name] for name in ("scratch", "direct-depth")}})
+    path = tmp_path / "records.jsonl"
+    records = made_up(only, scale, path, lambda *a: power(*a, gain={}), seeds=1)
+    whole = path.read_text()
+    path.write_text(whole[:-40])
+    assert len(Records(path)) == len(records) - 1
+    assert path.read_text().endswith("\n")
+    path.write_text(whole.replace('"batch_tokens": 2048', '"batch_tokens": 4096', 1))
+    with pytest.raises(OutgrowError, match=r":1: the settings of .* are not those of its identity"):
+        Records(path)
+    path.write_text("{}\n" + whole)
+    with pytest.raises(OutgrowError, match="is no record of a run"):
+        Records(path)
+
+
+# -- really trained
+
+
+def test_a_study_is_trained_killed_gone_on_with_and_reported(folder, tmp_path):
+    command = [sys.executable, "-m", "outgrow", "study", "pair", "--scale", "tiny", "--folder", str(folder), "--runs", str(tmp_path / "runs"),
+               "--seeds", "2", "--jobs", "2"]  # fmt: skip
+    path = folder / "results" / "pair-tiny.jsonl"
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, cwd=tmp_path)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (path.exists() and path.read_text().count("\n") >= 3):
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    kept = path.read_text().splitlines()
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert again.returncode == 0, again.stderr
+    assert path.read_text().splitlines()[: len(kept) - 1] == kept[:-1]
+    study, scale = open_study("pair", "tiny", folder)
+    records = Records(path)
+    assert complete(study, scale, 2, records)
+    assert "left: 0 runs now, 0 FLOPs" in again.stdout
+    said = list[str]()
+    run_study(study, scale, 2, tmp_path / "runs", records, 1, 1, said.append)
+    assert said == []
+    # A study again, elsewhere and undisturbed, finds the same losses.
+    other = tmp_path / "other"
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("results"))
+    fresh = [*command[:7], str(other), "--runs", str(tmp_path / "fresh"), *command[10:]]
+    done = subprocess.run(fresh, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    twin = Records(other / "results" / "pair-tiny.jsonl")
+    assert {key: one.points for key, one in twin.items()} == {key: one.points for key, one in records.items()}
+    # The report needs the files of the studies alone.
+    shutil.rmtree(tmp_path / "runs")
+    page = tmp_path / "page.html"
+    report = [sys.executable, "-m", "outgrow", "report", "pair", "--scale", "tiny", "--seeds", "2", "--folder", str(folder)]
+    shown = subprocess.run(
+        [*report, "--output", str(page), "--pictures", str(tmp_path / "pictures")], capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    row = next(row for row in read_studies(["pair"], "tiny", 2, folder)[0].rows if row.name == "stack")
+    loss = f"{np.mean(row.end.losses):.4f}"
+    assert loss in shown.stdout
+    assert loss in page.read_text()
+    assert "src=" not in page.read_text().split("<body>")[0]
+    assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".png", ".svg"}
+
+
+def test_a_study_without_results_is_told_what_makes_them(folder):
+    with pytest.raises(OutgrowError, match="'outgrow study pair --scale tiny' makes it"):
+        read_studies(["pair"], "tiny", 3, folder)
+    with pytest.raises(OutgrowError, match="no study in"):
+        read_studies(["all"], "tiny", 3, folder)
+
+
+def test_figures_switch_their_axes_and_share_a_legend(tmp_path):
+    one = Series("a", [1.0, 2.0], [3.0, 2.0], also={"tokens": [10.0, 20.0]})
+    figure = Figure("t", "FLOPs", "loss", [one, replace(one, dashed=True), Series("b", [1.0], [2.0])], log_x=True, ticks=("x", "y"))
+    drawn = as_plotly(figure)
+    buttons = [button["label"] for menu in drawn.layout.updatemenus for button in menu["buttons"]]
+    assert buttons[:2] == ["FLOPs", "tokens"]
+    assert json.loads(drawn.to_json())["layout"]["updatemenus"][0]["buttons"][1]["args"][0]["x"] == [[10.0, 20.0], [10.0, 20.0], [1.0]]
+    assert [trace.showlegend for trace in drawn.data] == [True, False, True]
+    save_figures([figure], tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().count("<svg") == 1
+
+
+def test_scales_must_rise(folder):
+    content = yaml.safe_load((folder / "scales" / "tiny.yaml").read_text())
+    with pytest.raises(OutgrowError, match="must rise"):
+        parse(Scale, {**content, "rates": [0.02, 0.01, 0.005]}, where="here")
