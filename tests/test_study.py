@@ -29,6 +29,7 @@ from outgrow.lab.speedup import bound, loss_at
 from outgrow.lab.studies import Studied, budget_table, main_table, quoted, read_studies, sentences, sweep_table
 from outgrow.lab.study import Scale, Study, open_study, trial
 from outgrow.lab.study_figures import best_instants, fitted_laws, pictures
+from outgrow.lab.study_page import fit_rows
 
 from .recipes import write
 
@@ -211,7 +212,7 @@ def test_what_diverges_is_kept_and_never_chosen(tmp_path):
             if run.identity() in records or any(one.diverged for one in records.of(lineage(run))):
                 continue
             if run.optimizer.learning_rate > 0.02 and "trunk" in run.name:
-                records.add(diverged_record(run, {}, "the loss is not a number"))
+                records.add(diverged_record(run, {"corpus_hash": "none"}, "the loss is not a number"))
             else:
                 records.add(_record(run, records, lambda *a: power(*a, gain={})))
     tried = sweep(only, scale, "scratch", records)
@@ -231,7 +232,7 @@ def test_a_known_speed_up_is_found_with_its_intervals(tmp_path):
     rows = {row.name: row for row in findings(study, scale, 3, Records(records.path))}
     for arm, known in gain.items():
         figure = rows[arm].speed_ups["annealed"]
-        assert figure.speed_up == pytest.approx(known, abs=2e-3)
+        assert figure.speed_up == pytest.approx(known, abs=4e-3)  # losses are interpolated between validations
         assert figure.student[0] <= figure.speed_up <= figure.student[1]
         assert figure.bootstrap[0] <= figure.speed_up <= figure.bootstrap[1]
         assert rows[arm].speed_ups["un-annealed"].speed_up == pytest.approx(known, abs=2e-2)
@@ -272,6 +273,9 @@ def test_laws_of_sizes_are_found(tmp_path):
     fits = fitted_laws(one)
     for kind in ("scratch", "grown"):
         assert fits[kind]["power"].coefficients["b"] == pytest.approx(-0.15, abs=1e-3)
+    # These losses know FLOPs alone: where that leaves sizes and tokens undecided it is said, and the page is made all the same.
+    assert isinstance(fits["grown"]["chinchilla"], str)
+    assert any("not fitted" in value for *_, value, _ in fit_rows(one))
     ratio = fits["grown"]["power"].coefficients["a"] / fits["scratch"]["power"].coefficients["a"]
     assert ratio == pytest.approx(1.25**-0.15, rel=5e-3)
 
@@ -333,7 +337,7 @@ def test_records_survive_a_kill_and_refuse_what_was_edited(tmp_path):
 def test_a_study_is_trained_killed_gone_on_with_and_reported(folder, tmp_path):
     command = [sys.executable, "-m", "outgrow", "study", "pair", "--scale", "tiny", "--folder", str(folder), "--runs", str(tmp_path / "runs"),
                "--seeds", "2", "--jobs", "2"]  # fmt: skip
-    path = folder / "results" / "pair-tiny.jsonl"
+    path = folder / "results" / "tiny.jsonl"
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, cwd=tmp_path)
     end = time.monotonic() + 120
     while time.monotonic() < end and not (path.exists() and path.read_text().count("\n") >= 3):
@@ -354,10 +358,10 @@ def test_a_study_is_trained_killed_gone_on_with_and_reported(folder, tmp_path):
     # A study again, elsewhere and undisturbed, finds the same losses.
     other = tmp_path / "other"
     shutil.copytree(folder, other, ignore=shutil.ignore_patterns("results"))
-    fresh = [*command[:7], str(other), "--runs", str(tmp_path / "fresh"), *command[10:]]
+    fresh = [{str(folder): str(other), str(tmp_path / "runs"): str(tmp_path / "fresh")}.get(part, part) for part in command]
     done = subprocess.run(fresh, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    twin = Records(other / "results" / "pair-tiny.jsonl")
+    twin = Records(other / "results" / "tiny.jsonl")
     assert {key: one.points for key, one in twin.items()} == {key: one.points for key, one in records.items()}
     # The report needs the files of the studies alone.
     shutil.rmtree(tmp_path / "runs")
@@ -376,7 +380,7 @@ def test_a_study_is_trained_killed_gone_on_with_and_reported(folder, tmp_path):
 
 
 def test_a_study_without_results_is_told_what_makes_them(folder):
-    with pytest.raises(OutgrowError, match="'outgrow study pair --scale tiny' makes it"):
+    with pytest.raises(OutgrowError, match="'outgrow study pair --scale tiny' trains it"):
         read_studies(["pair"], "tiny", 3, folder)
     with pytest.raises(OutgrowError, match="no study in"):
         read_studies(["all"], "tiny", 3, folder)

@@ -129,7 +129,7 @@ def submit(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="A study of the folder, such as operators, or a file (YAML).")],
+    names: Annotated[list[str], typer.Argument(help="Studies of the folder, such as operators, or files (YAML), or all.")],
     scale: Annotated[str, typer.Option(help="A scale of the folder, such as nano, micro or small, or a file (YAML).")] = "nano",
     seeds: Annotated[int, typer.Option(min=1, help="How many, 0 and up; three or more give an interval.")] = 3,
     runs: Annotated[Path | None, typer.Option(help="Where runs and their checkpoints are kept; runs/SCALE if not given.")] = None,
@@ -142,22 +142,27 @@ def study(
 ) -> None:
     """Run what a study lacks: every arm's sweep of the learning rate, then all seeds; killed, the same command goes on.
 
-    Records go to FOLDER/results/NAME-SCALE.jsonl, a line a run; 'outgrow report NAME' makes tables and figures of them.
+    Records go to FOLDER/results/SCALE.jsonl, a line a run; 'outgrow report NAME' makes tables and figures of them.
     """
     from outgrow.lab.campaign import run_study
     from outgrow.lab.findings import state_lines
     from outgrow.lab.records import Records
-    from outgrow.lab.studies import results_file
+    from outgrow.lab.studies import named, results_file
     from outgrow.lab.study import open_study
     from outgrow.lab.submit import executor
 
-    asked, size = open_study(name, scale, folder)
-    records = Records(results_file(folder, asked, scale))
-    if not show:
-        where = runs or Path("runs") / Path(scale).stem
-        pool = executor(cluster, where / "logs", 1, 1, 24.0, dict(_pair(text, "--option") for text in option or [])) if cluster else None
-        run_study(asked, size, seeds, where, records, jobs, threads, lambda line: print(line, flush=True), pool.submit if pool else None)
-    print("\n".join(state_lines(asked, size, seeds, records)))
+    found = [open_study(name, scale, folder) for name in named(names, folder)]
+    records = Records(results_file(folder, scale))
+    where = runs or Path("runs") / Path(scale).stem
+    submit = None
+    if cluster and not show:
+        submit = executor(cluster, where / "logs", 1, 1, 24.0, dict(_pair(text, "--option") for text in option or [])).submit
+    for asked, size in found:
+        if not show:
+            run_study(
+                asked, size, seeds, where, records, jobs, threads, lambda line: print(line, flush=True), pool.submit if pool else None
+            )
+        print("\n".join(state_lines(asked, size, seeds, records)))
 
 
 @app.command()

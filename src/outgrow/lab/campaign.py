@@ -100,7 +100,7 @@ def run_study(
         submit: hands `(train_one, run, root)` to something else than processes of this machine, and returns a future.
     """
     commit, began, done = _commit(), time.monotonic(), 0.0
-    prepare(scale.data, root / "data")
+    records.require_text(prepare(scale.data, root / "data").corpus_hash, f"'{study.name}' would be trained on")
     with _workers(jobs, threads, submit) as start:
         going: dict[Future[str], RunConfig] = {}
         while True:

@@ -74,7 +74,7 @@ class Finding:
         budgets: the annealed ends, smallest first.
         speed_ups: protocol -> against the arm it is compared with; None where nothing can be read.
         diverged: names and reasons of runs that did, the sweep's among them.
-        records: of all its runs at the best rate, parents first.
+        records: of all its runs, the sweep's among them, parents first.
     """
 
     name: str
@@ -95,8 +95,9 @@ class Finding:
 
     @property
     def target(self) -> Record | None:
-        """A record of its target, for sizes."""
-        return self.records[-1] if self.records else None
+        """A record of its target, for sizes; None before any seed is whole."""
+        last = self.trials[0].branches[max(self.trials[0].branches)].identity() if self.trials else None
+        return next((record for record in self.records if record.identity == last), None)
 
 
 def findings(study: Study, scale: Scale, seeds: int, records: Records) -> list[Finding]:
@@ -108,30 +109,31 @@ def findings(study: Study, scale: Scale, seeds: int, records: Records) -> list[F
 def state_lines(study: Study, scale: Scale, seeds: int, records: Records) -> Iterator[str]:
     """What is done and what is left, an arm a line; what it will cost."""
     yield f"{study.name}: {study.asks}"
-    done = 0.0
+    known, unknown = list[Record](), list[str]()
     for name in study.arms:
         tried = sweep(study, scale, name, records)
-        ends = [branch for one in chosen_trials(study, scale, name, seeds, records) for branch in one.branches.values()]
-        known = records.of(ends)
-        done += sum(
-            own_flops(run) for one in chosen_trials(study, scale, name, seeds, records) for run in one.runs() if run.identity() in records
-        )
+        whole = chosen_trials(study, scale, name, seeds, records)
+        ends = records.of(branch for one in whole for branch in one.branches.values())
+        known += _records_of(study, scale, name, tried, whole, records)
+        unknown += [name] if tried.lacking else []
         rates = ", ".join(f"{rate:g}: {'diverged' if math.isinf(loss) else f'{loss:.4f}'}" for rate, loss in sorted(tried.losses.items()))
         best = f"best {tried.best:g}" if tried.best else f"{len(tried.lacking)} rates to try" if tried.lacking else "diverges at every rate"
-        yield f"  {name:<16} rates {rates or '-'}; {best}; {len(known)} of {len(budgets_of(study.arms[name], scale)) * seeds} annealed ends"
+        yield f"  {name:<16} rates {rates or '-'}; {best}; {len(ends)} of {len(budgets_of(study.arms[name], scale)) * seeds} annealed ends"
+    left = {run.identity(): run for run in wanted(study, scale, seeds, records)}
     # Arms that are still swept will be run at their best rate too, whichever that is.
-    unknown = [name for name in study.arms if sweep(study, scale, name, records).lacking]
-    left = wanted(study, scale, seeds, records)
-    later = [run for name in unknown for seed in range(seeds) for run in trial(study, scale, name, seed, scale.rates[0]).runs()]
-    later = [run for run in later if run.identity() not in {one.identity() for one in left}]
-    cost = sum(own_flops(run) for run in {run.identity(): run for run in [*left, *later]}.values())
+    later = {
+        run.identity(): run for name in unknown for seed in range(seeds) for run in trial(study, scale, name, seed, scale.rates[0]).runs()
+    }
+    cost = sum(own_flops(run) for key, run in {**left, **later}.items() if key not in records)
     speeds = [own / record.seconds for record in records.values() if record.seconds and (own := _own(record))]
     hours = f", about {cost / median(speeds) / 3600:.1f} hours of one job" if speeds and cost else ""
-    spent = sum(record.seconds for record in records.values()) / 3600
+    done = {record.identity: record for record in known}.values()
+    more = len(later.keys() - left.keys())
     yield (
         f"left: {len(left)} runs now"
-        + (f", {len(later)} once rates are chosen" if later else "")
-        + f", {cost:.3g} FLOPs{hours}; done: {len(records)} runs, {done:.3g} FLOPs at the best rates, {spent:.1f} hours in all"
+        + (f", {more} once rates are chosen" if more else "")
+        + f", {cost:.3g} FLOPs{hours}; done: {len(done)} runs, {sum(map(_own, done)):.3g} FLOPs, "
+        f"{sum(record.seconds for record in done) / 3600:.1f} hours of one job"
     )
 
 
@@ -211,14 +213,17 @@ def _finding(
         speed_up = _figure(cut) if other != name and all(len(curve) > 1 for pair in cut for curve in pair) else None
         budgets.append(AtBudget(tokens, mean(end.flops for end in ends), tuple(end.final_loss for end in ends), gap, speed_up))
     rates = sweep(study, scale, name, records)
-    tried = [trial(study, scale, name, 0, rate) for rate in rates.losses]
-    runs = {run.identity(): run for one in [*tried, *whole] for end in one.branches.values() for run in lineage(end)}
-    diverged = tuple((record.name, record.diverged) for record in records.of(runs.values()) if record.diverged)
-    own = {run.identity(): records[run.identity()] for one in whole for run in one.runs()}
+    own = _records_of(study, scale, name, rates, whole, records)
+    diverged = tuple((record.name, record.diverged) for record in own if record.diverged)
     return Finding(
-        name, study.arms[name], rates, tuple(whole), tuple(annealed), tuple(constant), tuple(budgets), figures, diverged,
-        tuple(own.values()),
-    )  # fmt: skip
+        name, study.arms[name], rates, tuple(whole), tuple(annealed), tuple(constant), tuple(budgets), figures, diverged, tuple(own)
+    )
+
+
+def _records_of(study: Study, scale: Scale, name: str, rates: Sweep, whole: Sequence[Trial], records: Records) -> list[Record]:
+    """Of all runs of an arm, the sweep's among them, parents first."""
+    tried = [trial(study, scale, name, 0, rate) for rate in rates.losses]
+    return records.of({run.identity(): run for one in [*tried, *whole] for end in one.branches.values() for run in lineage(end)}.values())
 
 
 def _until(one: Trial, annealed: Curve, tokens: int) -> Curve:

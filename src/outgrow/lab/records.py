@@ -88,7 +88,7 @@ def _record(run: RunConfig, environment: dict[str, Any], **found: Any) -> Record
 
 
 class Records(dict[str, Record]):
-    """Identity -> record, kept in a file of JSON lines that grows as runs end."""
+    """Identity -> record, kept in a file of JSON lines that grows as runs end: all runs of a scale, whichever studies they belong to."""
 
     def __init__(self, path: Path) -> None:
         """Reads what is there; a last line that a kill cut short is dropped, any other broken line is an error."""
@@ -107,6 +107,7 @@ class Records(dict[str, Record]):
                 raise OutgrowError(
                     f"{path}:{number}: the settings of '{record.name}' are not those of its identity {record.identity}; restore the file"
                 )
+            self.require_text(record.environment.get("corpus_hash", ""), f"{path}:{number}: '{record.name}' was trained on")
             self[record.identity] = record
 
     def add(self, record: Record) -> None:
@@ -117,6 +118,13 @@ class Records(dict[str, Record]):
             file.write(json.dumps(asdict(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def require_text(self, corpus_hash: str, who: str) -> None:
+        """Refuses to compare runs on different texts: 'python' is another corpus on another machine."""
+        for record in self.values():
+            if record.environment.get("corpus_hash", "") != corpus_hash:
+                raise OutgrowError(f"{who} another text than '{record.name}' of '{self.path}'; give it back, or use another --folder")
+            return
 
     def of(self, runs: Iterable[RunConfig]) -> list[Record]:
         """Those of some runs that are there."""

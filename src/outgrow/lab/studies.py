@@ -30,6 +30,11 @@ class Studied:
     def file(self) -> str:
         return f"{self.study.name}-{self.scale_name}"
 
+    @property
+    def runs(self) -> list[Record]:
+        """Every record of the study, parents before children."""
+        return list({record.identity: record for row in self.rows for record in row.records}.values())
+
     def row(self, name: str) -> Finding:
         return next(row for row in self.rows if row.name == name)
 
@@ -40,23 +45,28 @@ class Studied:
         return max(read, key=lambda one: one[0])[1] if read else None
 
 
-def results_file(folder: Path, study: Study, scale: str) -> Path:
-    """Where the records of a study lie."""
-    return folder / "results" / f"{study.name}-{Path(scale).stem}.jsonl"
+def results_file(folder: Path, scale: str) -> Path:
+    """Where the records of a scale lie; studies share the runs that they have in common."""
+    return folder / "results" / f"{Path(scale).stem}.jsonl"
+
+
+def named(names: Sequence[str], folder: Path) -> list[str]:
+    """Studies by name; `all` stands for every one of the folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml")) if list(names) == ["all"] else list(names)
 
 
 def read_studies(names: Sequence[str], scale: str, seeds: int, folder: Path) -> list[Studied]:
-    """Reads studies, their scale and their records; `all` are those that have records."""
-    asked = sorted(path.stem for path in folder.glob("*.yaml")) if list(names) == ["all"] else names
+    """Reads studies, their scale and their records; `all` are those that compare anything yet."""
+    records = Records(results_file(folder, scale))
     found = list[Studied]()
-    for name in asked:
+    for name in named(names, folder):
         study, size = open_study(name, scale, folder)
-        path = results_file(folder, study, scale)
-        if path.exists():
-            records = Records(path)
-            found.append(Studied(study, size, Path(scale).stem, seeds, records, tuple(findings(study, size, seeds, records))))
+        rows = tuple(findings(study, size, seeds, records))
+        compares = any(any(row.speed_ups.values()) for row in rows if row.name != study.against(row.name))
+        if compares:
+            found.append(Studied(study, size, Path(scale).stem, seeds, records, rows))
         elif list(names) != ["all"]:
-            raise OutgrowError(f"there is no '{path}'; 'outgrow study {name} --scale {scale}' makes it")
+            raise OutgrowError(f"'{records.path}' has nothing to compare for '{name}'; 'outgrow study {name} --scale {scale}' trains it")
     if not found:
         raise OutgrowError(f"no study in '{folder}' has results at the scale '{scale}'; run 'outgrow study NAME --scale {scale}' first")
     return found
@@ -100,11 +110,6 @@ def sweep_table(studied: Studied) -> tuple[list[float], list[tuple[str, list[str
         cells = [_swept(row.sweep.losses.get(rate)) for rate in rates]
         rows.append((row.name, cells, rates.index(row.sweep.best) if row.sweep.best else None))
     return rates, rows
-
-
-def run_table(studied: Studied) -> list[Record]:
-    """Every record of the study, parents before children."""
-    return list(studied.records.values())
 
 
 def sentences(studied: Studied) -> Iterator[str]:

@@ -9,6 +9,7 @@ from statistics import mean
 
 import numpy as np
 
+from outgrow.errors import OutgrowError
 from outgrow.lab.figures import Figure as Picture
 from outgrow.lab.figures import Series
 from outgrow.lab.findings import PROTOCOLS, Finding
@@ -17,6 +18,7 @@ from outgrow.lab.speedup import Curve, equal_loss, loss_at
 from outgrow.lab.studies import Studied, quoted
 from outgrow.lab.study import Trial
 from outgrow.scaling import LAWS, Fit, fit
+from outgrow.scaling.laws import Columns
 
 RED = "#dc2626"
 
@@ -148,12 +150,15 @@ def by_budget(studied: Studied) -> Picture | None:
     return Picture(title, "tokens per parameter", "annealed speed-up, %", series, log_x=True, level=0.0) if series else None
 
 
-def fitted_laws(studied: Studied) -> dict[str, dict[str, Fit]]:
-    """`scratch` and `grown` -> law -> its fit through the annealed ends of all sizes; nothing for a study of fewer than three sizes."""
+def fitted_laws(studied: Studied) -> dict[str, dict[str, Fit | str]]:
+    """`scratch` and `grown` -> law -> its fit through the annealed ends of all sizes, or why there is none.
+
+    Nothing for a study of fewer than three sizes.
+    """
     sizes = {row.target.non_embedding for row in studied.rows if row.target}
     if len(sizes) < 3 or not all(studied.study.against(row.name) in (row.name, "scratch") or row.arm.growths for row in studied.rows):
         return {}
-    found = dict[str, dict[str, Fit]]()
+    found = dict[str, dict[str, Fit | str]]()
     for kind, chosen in (
         ("scratch", [r for r in studied.rows if not r.arm.growths]),
         ("grown", [r for r in studied.rows if r.arm.growths]),
@@ -165,10 +170,17 @@ def fitted_laws(studied: Studied) -> dict[str, dict[str, Fit]]:
         flops, losses = np.array(last).T
         params, tokens, annealed = np.array(every, dtype=float).T
         found[kind] = {
-            "power": fit(LAWS["power"], {"flops": flops, "loss": losses}, 1000),
-            "chinchilla": fit(LAWS["chinchilla"], {"params": params, "tokens": tokens, "loss": annealed}, 1000),
+            "power": _fitted("power", {"flops": flops, "loss": losses}),
+            "chinchilla": _fitted("chinchilla", {"params": params, "tokens": tokens, "loss": annealed}),
         }
     return found
+
+
+def _fitted(law: str, columns: Columns) -> Fit | str:
+    try:
+        return fit(LAWS[law], columns, 1000)
+    except OutgrowError as error:
+        return str(error)
 
 
 def laws(studied: Studied) -> Picture | None:
@@ -176,6 +188,8 @@ def laws(studied: Studied) -> Picture | None:
     series = list[Series]()
     for kind, fits in fitted_laws(studied).items():
         made = fits["power"]
+        if isinstance(made, str):
+            continue
         flops = made.columns["flops"]
         line = np.geomspace(flops.min(), flops.max(), 60)
         a, b = made.coefficients["a"], made.coefficients["b"]

@@ -13,6 +13,7 @@ from outgrow.lab.figures import as_plotly, save_figures
 from outgrow.lab.page import write_page
 from outgrow.lab.studies import Studied, budget_table, main_table, sentences, sweep_table
 from outgrow.lab.study_figures import best_instants, fitted_laws, pictures
+from outgrow.scaling.laws import LAWS
 
 COLUMNS = {"rate": "rate", "loss": "annealed loss", "annealed": "speed-up, annealed", "un-annealed": "un-annealed", "paper": "paper"}
 
@@ -36,7 +37,10 @@ def write_studies(studies: Sequence[Studied], page: Path, pictures_to: Path | No
 def fit_rows(one: Studied) -> Iterator[tuple[str, str, str, str, str]]:
     """(what was fitted, law, name of a figure, value, 95% interval) of every fit of a study."""
     for kind, fits in fitted_laws(one).items():
-        for made in fits.values():
+        for law, made in fits.items():
+            if isinstance(made, str):
+                yield kind, LAWS[law].equation, "", f"not fitted: {made}", ""
+                continue
             for name, value in {**made.coefficients, **made.derived}.items():
                 between = made.intervals.get(name)
                 yield kind, made.law.equation, name, f"{value:.4g}", f"{between[0]:.4g} to {between[1]:.4g}" if between else ""

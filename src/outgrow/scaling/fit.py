@@ -12,6 +12,7 @@ from outgrow.errors import OutgrowError
 from outgrow.scaling.laws import Columns, Floats, Law
 
 OUTLIER = 3.5  # robust standard deviations
+TRIES = 20  # draws for each resample that is wanted; those that settle nothing are drawn anew
 Between = tuple[float, float]
 
 
@@ -94,13 +95,19 @@ def fit(
     begun = (starts or law.starts)(columns)
     theta = min((_descended if starts else _polished)(law, columns, begun), key=lambda theta: _objective(law, theta, columns)[0])
     theta = _solve(law, columns, theta, tolerance=1e-13)
+    if missing := _missing(law, columns, theta):
+        raise OutgrowError(missing)
     rng, count, draws = np.random.default_rng(seed), _count(columns), list[Floats]()
-    while len(draws) < resamples:
+    for _ in range(TRIES * resamples):
+        if len(draws) == resamples:
+            break
         chosen = rng.integers(0, count, count)
         drawn = {name: values[chosen] for name, values in columns.items()}
         if _missing(law, drawn, theta):  # a resample of too few different values says nothing
             continue
         draws.append(_solve(law, drawn, theta))
+    if len(draws) < resamples:
+        raise OutgrowError(f"resamples of the {count} points rarely settle '{law.name}', so there is no interval: add runs")
     return Fit(law, columns, theta, _objective(law, theta, columns)[0], np.array(draws).reshape(len(draws), len(theta)))
 
 
