@@ -20,6 +20,7 @@ from outgrow.data.corpus import Document
 
 CHARACTERS = 500  # of text before a question: some 200 tokens of a small vocabulary
 TEXT_CHARACTERS = 4000  # of a document whose bits per byte are measured
+FAR = 25  # characters between brackets, from which on the last few tokens do not show what is open
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _WORTHY = 3  # characters of a name, at least
 
@@ -126,15 +127,18 @@ def identifiers(document: Document, tokens: list[Token]) -> Iterator[Question]:
 
 
 def brackets(document: Document, tokens: list[Token]) -> Iterator[Question]:
-    """Which of the three brackets closes what is open, where the opening one can be seen."""
+    """Which of the three brackets closes what is open, where the opening one can be seen, far off or with another pair inside."""
     opened: list[Token] = []
+    closed = -1  # where the bracket before was closed
     for token in (token for token in tokens if token.kind == tokenize.OP):
         if token.text in _PAIRS.values():
             opened.append(token)
         elif token.text in _PAIRS and opened:
             context, start = _before(document.text, token.offset), opened.pop()
+            far = closed > start.offset or token.offset - start.offset >= FAR
+            closed = token.offset
             # behind a letter or digit a closing bracket is a token of its own in every byte-level vocabulary, or begins one
-            if start.offset >= token.offset - len(context) and context[-1:].isalnum():
+            if far and start.offset >= token.offset - len(context) and context[-1:].isalnum():
                 yield _question(document, token.offset, context, token.text, [other for other in _PAIRS if other != token.text], token.text)
 
 
