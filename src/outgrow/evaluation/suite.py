@@ -95,6 +95,12 @@ def presets() -> Mapping[str, Suite]:
     return {name: parse(Suite, content, where=f"'{PRESETS}'") for name, content in read_yaml(PRESETS).items()}
 
 
+def needs_made(suite: Suite) -> bool:
+    """Does a suite name tasks that are made of a corpus on this machine?"""
+    own = {task.name for task in presets()["code"].tasks}
+    return any(task.task in own for task in suite.tasks)
+
+
 def _beside(suite: Suite, folder: Path) -> Suite:
     """A suite with its task files found beside its own file."""
     tasks = [
