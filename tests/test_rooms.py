@@ -26,7 +26,21 @@ MAY = {
     "evaluation": {"errors", "config", "files", "arch", "checkpoint", "models", "data"},
     "api": {"errors", "arch", "checkpoint", "growth"},
     "scaling": {"errors", "config", "arch"},
-    "lab": {"extensions", "scaling", "errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data", "training", "evaluation"},
+    "lab": {
+        "extensions",
+        "scaling",
+        "errors",
+        "config",
+        "spaces",
+        "arch",
+        "growth",
+        "files",
+        "checkpoint",
+        "models",
+        "data",
+        "training",
+        "evaluation",
+    },
 }
 
 

@@ -51,7 +51,9 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1,
 Dtype = Annotated[str, typer.Option("--dtype", help="auto (as stored; float32 on a CPU), float32, bfloat16 or float16.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at once.")]
 Share = Annotated[float, typer.Option("--validation-share", help="Share of documents held out, as in training.")]
-Corpora = Annotated[list[str] | None, typer.Option("--corpus", help="python, site-packages, a file, a folder, hf:owner/name. May be repeated.")]
+Corpora = Annotated[
+    list[str] | None, typer.Option("--corpus", help="python, site-packages, a file, a folder, hf:owner/name. May be repeated.")
+]
 
 
 @app.command()
@@ -427,7 +429,9 @@ def data_tasks(
 @app.command("eval")
 def evaluate(
     checkpoints: Annotated[list[str], typer.Argument(help="Checkpoint directories or hub ids, grown, trained or others.")],
-    tasks: Annotated[str, typer.Option(help="paper8, paper-7b, code, task names with commas between, a YAML file or a directory.")] = "code",
+    tasks: Annotated[
+        str, typer.Option(help="paper8, paper-7b, code, task names with commas between, a YAML file or a directory.")
+    ] = "code",
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, at most; all if not given.")] = None,
     batch_size: BatchSize = 8,
     device: Device = None,
@@ -498,7 +502,8 @@ def loss(
     shown = [["corpus", "documents", "tokens", "loss, nats per token", "bits per byte"]]
     for name, row in rows.items():
         measured = (
-            f"{row[key]:.4f}" + ("" if row[f"{key}_stderr"] is None else f" ± {row[f'{key}_stderr']:.4f}") for key in ("loss", "bits_per_byte")
+            f"{row[key]:.4f}" + ("" if row[f"{key}_stderr"] is None else f" ± {row[f'{key}_stderr']:.4f}")
+            for key in ("loss", "bits_per_byte")
         )
         shown.append([name, f"{row['documents']:,}", f"{row['tokens']:,}", *measured])
     _print_table(shown)

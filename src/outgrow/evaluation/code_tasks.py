@@ -76,11 +76,10 @@ def make_questions(found: Iterable[Document], count: int) -> dict[str, list[dict
 
 
 def _equal(task: str, best: dict[tuple[str, str], list[tuple[int, str, dict[str, Any]]]], count: int) -> list[dict[str, Any]]:
-    """As many of each kind of a task as there are of the rarest, in the order of their hashes."""
+    """As many of each kind of a task as there are of the rarest, in turn, so that the first few of them hold each kind too."""
     heaps = [sorted(heap, key=lambda entry: -entry[0]) for (name, _), heap in sorted(best.items()) if name == task]
     share = min([count // max(len(heaps), 1), *map(len, heaps)], default=0)
-    chosen = [entry for heap in heaps for entry in heap[:share]]
-    return [record for _, _, record in sorted(chosen, key=lambda entry: entry[1])]
+    return [record for turn in zip(*(heap[:share] for heap in heaps), strict=True) for _, _, record in turn]
 
 
 def _records(document: Document) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
@@ -105,7 +104,9 @@ def python_tokens(text: str) -> list[Token]:
         return []
     inside = [token for token in found if token.start[0] <= len(lines)]
     tokens = [Token(token.type, token.string, starts[token.start[0] - 1] + token.start[1], token.start[1]) for token in inside]
-    return tokens if all(text.startswith(token.text, token.offset) for token in tokens if token.kind in (tokenize.NAME, tokenize.OP)) else []
+    return (
+        tokens if all(text.startswith(token.text, token.offset) for token in tokens if token.kind in (tokenize.NAME, tokenize.OP)) else []
+    )
 
 
 def identifiers(document: Document, tokens: list[Token]) -> Iterator[Question]:

@@ -165,7 +165,9 @@ def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool)
         if not file.is_file():
             raise OutgrowError(f"there is no task file '{file}'")
         if not trust_code and (found := _runs_code(file)):
-            raise OutgrowError(f"'{found}' runs Python of its own (!function, class or unsafe_code); read it, and allow it with --trust-code")
+            raise OutgrowError(
+                f"'{found}' runs Python of its own (!function, class or unsafe_code); read it, and allow it with --trust-code"
+            )
         spec = _with_data(file) if "!function" not in file.read_text(encoding="utf-8") else str(file)
     try:
         loaded = manager.load([spec])
@@ -174,7 +176,8 @@ def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool)
             raise OutgrowError(f"the task '{choice.name}' cannot be loaded: {error}") from None
         near = difflib.get_close_matches(choice.task, manager.all_tasks, n=1)
         raise OutgrowError(
-            f"there is no task '{choice.task}'" + (f"; did you mean '{near[0]}'?" if near else "; 'lm_eval ls tasks' prints all that there are")
+            f"there is no task '{choice.task}'"
+            + (f"; did you mean '{near[0]}'?" if near else "; 'lm_eval ls tasks' prints all that there are")
         ) from None
     except Exception as error:  # the hub's, the network's and the data set's own classes
         raise _no_data(manager, choice, error) from None
@@ -194,7 +197,10 @@ def _with_data(file: Path) -> dict[str, Any]:
         found = {split: [there.get(one, one) for one in ([value] if isinstance(value, str) else value)] for split, value in named.items()}
         content["dataset_kwargs"] = {**settings, "data_files": found}
     elif named:
-        content["dataset_kwargs"] = {**settings, "data_files": [there.get(one, one) for one in ([named] if isinstance(named, str) else named)]}
+        content["dataset_kwargs"] = {
+            **settings,
+            "data_files": [there.get(one, one) for one in ([named] if isinstance(named, str) else named)],
+        }
     return content
 
 

@@ -131,5 +131,3 @@ def _suite_text(tasks: list[str]) -> str:
     choices = [{"task": f"{task.name}.yaml", "metric": task.metric} for task in code.tasks if task.name in tasks]
     averages = {name: [part for part in parts if part in tasks] for name, parts in code.averages.items()}
     return yaml.safe_dump({"tasks": choices, "averages": {name: parts for name, parts in averages.items() if parts}}, sort_keys=False)
-
-

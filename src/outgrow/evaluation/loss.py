@@ -156,7 +156,10 @@ def _nats(opened: Opened, batch: list[tuple[list[int], list[int]]]) -> list[floa
     labels_BT = torch.tensor([[*labels, *[IGNORED] * (longest - len(labels))] for _, labels in batch])
     logits_BTV = opened.model(input_ids=inputs_BT.to(opened.device), use_cache=False).logits
     labels_BT = labels_BT.to(opened.device)
-    losses = [F.cross_entropy(row.float(), labels, reduction="sum", ignore_index=IGNORED) for row, labels in zip(logits_BTV, labels_BT, strict=True)]
+    losses = [
+        F.cross_entropy(row.float(), labels, reduction="sum", ignore_index=IGNORED)
+        for row, labels in zip(logits_BTV, labels_BT, strict=True)
+    ]
     return torch.stack(losses).tolist()
 
 

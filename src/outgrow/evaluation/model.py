@@ -115,7 +115,9 @@ def _prefix(tokenizer: Any, directory: Path) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
-    raise OutgrowError(f"the tokenizer of '{directory}' names no token that begins or ends a text; set eos_token in its tokenizer_config.json")
+    raise OutgrowError(
+        f"the tokenizer of '{directory}' names no token that begins or ends a text; set eos_token in its tokenizer_config.json"
+    )
 
 
 def _context(config: Any, asked: int | None) -> int:

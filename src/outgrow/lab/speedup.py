@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,19 @@ def equal_loss(scratch: Curve, grown: Curve) -> SpeedUp | None:
     if costs[0] is None or costs[1] is None:
         return None
     return SpeedUp(loss, costs[0], costs[1])
+
+
+def equal_accuracy(scratch: Curve, grown: Curve) -> SpeedUp | None:
+    """The speed-up at the highest accuracy that both curves reach, each counted where it first reaches it; `loss` is that accuracy.
+
+    An accuracy has noise and need not rise: read it with its standard errors, and over seeds.
+    """
+    found = equal_loss(_negative(scratch), _negative(grown))
+    return found and replace(found, loss=-found.loss)
+
+
+def _negative(curve: Curve) -> Curve:
+    return [(flops, -value) for flops, value in curve]
 
 
 def flops_at(curve: Curve, loss: float) -> float | None:
