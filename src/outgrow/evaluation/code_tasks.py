@@ -185,7 +185,7 @@ def _before(text: str, offset: int) -> str:
     """The text before an offset, from the beginning of a line."""
     context = text[max(0, offset - CHARACTERS) : offset]
     if offset > CHARACTERS:
-        head, newline, rest = context.partition("\n")
+        _, newline, rest = context.partition("\n")
         context = rest if newline and rest.strip() else context
     return context
 

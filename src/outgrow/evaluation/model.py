@@ -85,10 +85,8 @@ def open_model(
 
 def weights_hash(directory: Path) -> str:
     """One sha256 for a checkpoint's weights and config: what it computes, whatever lies beside them."""
-    if (directory / INDEX).is_file():
-        names = sorted(set(read_json(directory / INDEX).get("weight_map", {}).values()))
-    else:
-        names = [SINGLE]
+    sharded = (directory / INDEX).is_file()
+    names = sorted(set(read_json(directory / INDEX).get("weight_map", {}).values())) if sharded else [SINGLE]
     missing = [name for name in (CONFIG, *names) if not (directory / name).is_file()]
     if missing:
         raise OutgrowError(f"there is no '{missing[0]}' in '{directory}'; give a checkpoint directory with safetensors in it")

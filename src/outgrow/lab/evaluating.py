@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from outgrow.checkpoint.huggingface import CONFIG
+from outgrow.checkpoint.ranks import leads
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.training.config import RunConfig
@@ -25,6 +26,8 @@ def evaluator(run: RunConfig, root: Path) -> Evaluate | None:
     settings = run.evaluate
     if settings is None:
         return None
+    if not leads():
+        return lambda directory: {}  # the first rank evaluates
     from outgrow.evaluation import harness, results
     from outgrow.evaluation.local_tasks import made_tasks
     from outgrow.evaluation.suite import needs_made, read_suite

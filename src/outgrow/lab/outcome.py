@@ -11,8 +11,8 @@ from typing import Any
 from outgrow.arch import Counts, arch_for, flops_per_token, parameter_counts
 from outgrow.files import read_json
 from outgrow.lab.comparison import Arm, Comparison
-from outgrow.lab.runs import ENVIRONMENT, Result, in_order, lineage, model_of, own_flops, place, read_result, require_text
 from outgrow.lab.evaluating import ERROR, falls
+from outgrow.lab.runs import ENVIRONMENT, Result, in_order, lineage, model_of, own_flops, place, read_result, require_text
 from outgrow.lab.speedup import Curve, SpeedUp, equal_accuracy, equal_loss, interval
 from outgrow.training.config import RunConfig
 from outgrow.training.loop import EVALUATED, Row

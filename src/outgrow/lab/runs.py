@@ -107,7 +107,7 @@ def execute(run: RunConfig, root: Path, observer: Observer, live: list[Run] | No
     directory = place(run, root)
     if finished(run, root):
         return
-    evaluate = evaluator(run, root) if leads() else None
+    evaluate = evaluator(run, root)
     if leads():
         _refuse_other_settings(run, root)
         packed = prepare(run.data, root / "data")

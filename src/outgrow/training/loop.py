@@ -364,7 +364,10 @@ def _evaluate(run: Run, observer: Observer, evaluate: Evaluate | None) -> None:
 
     The checkpoint is written first, so a run that is killed before its row goes on from here and evaluates again.
     """
-    if evaluate is None or not _evaluation_due(run) or any(_is_evaluation(row, run.clock.tokens) for row in read_rows(run.directory)[-3:]):
+    if evaluate is None or not _evaluation_due(run):
+        return
+    there = leads() and any(_is_evaluation(row, run.clock.tokens) for row in read_rows(run.directory)[-3:])
+    if mean_and_any(0.0, there)[1]:
         return
     _save(run)
     run.writer.finish()
