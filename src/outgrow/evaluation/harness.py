@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from outgrow.config import read_yaml
 from outgrow.errors import OutgrowError
 from outgrow.evaluation.local_tasks import data_files, data_hash
 from outgrow.evaluation.model import Opened
-from outgrow.evaluation.suite import FILE_ENDINGS, Suite, TaskChoice
+from outgrow.evaluation.suite import FILE_ENDINGS, Suite, TaskChoice, read_task_file
 
 SHOTS_SEED = 1234  # of the examples shown, the harness's own
 RESAMPLES = 1000  # of the bootstrap, for the few metrics whose standard error has no formula
@@ -189,7 +188,7 @@ def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool)
 
 def _with_data(file: Path) -> dict[str, Any]:
     """A task's settings, its own data files found beside it."""
-    content = read_yaml(file)
+    content = read_task_file(file)
     there = {os.path.relpath(path, file.parent): str(path.resolve()) for path in data_files(content, file.parent)}
     settings = content.get("dataset_kwargs")
     named = (settings or {}).get("data_files")

@@ -13,8 +13,8 @@ import yaml
 from outgrow.data.corpus import content_hash, is_held_out, read
 from outgrow.errors import OutgrowError
 from outgrow.evaluation.code_tasks import make_questions
-from outgrow.evaluation.suite import presets
-from outgrow.files import flush, new_directory, read_json, write_json
+from outgrow.evaluation.suite import presets, read_task_file
+from outgrow.files import flush, new_directory, write_json
 
 COUNT, VALIDATION_SHARE, VERSION = 400, 0.04, 1
 MADE = "made.json"
@@ -87,7 +87,7 @@ def made_tasks(
 
 def data_hash(path: Path) -> str:
     """A hash over a task's YAML file and the data files that lie beside it."""
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Plain)
+    content = read_task_file(path)
     digest = hashlib.sha256(path.read_bytes())
     for file in data_files(content, path.parent):
         digest.update(file.read_bytes())
@@ -100,18 +100,6 @@ def data_files(content: dict[str, Any], folder: Path) -> list[Path]:
     values = named.values() if isinstance(named, dict) else named if isinstance(named, list) else [named]
     paths = [folder / one for value in values for one in (value if isinstance(value, list) else [value])]
     return sorted(path for path in paths if path.is_file())
-
-
-def corpus_of(directory: Path) -> str:
-    """The hash of the documents that a directory of such tasks was made of."""
-    return read_json(directory / MADE)["corpus_hash"]
-
-
-class _Plain(yaml.SafeLoader):
-    """Reads `!function` as its text; nothing is called."""
-
-
-_Plain.add_constructor("!function", lambda loader, node: str(node.value))  # type: ignore[arg-type]
 
 
 def _task_text(task: str, content: str) -> str:

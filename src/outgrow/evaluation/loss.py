@@ -143,10 +143,12 @@ def _scored(opened: Opened, documents: Iterable[Document], batch_size: int) -> I
 
 
 def windows(tokens: list[int], prefix: int, context: int) -> Iterator[tuple[list[int], list[int]]]:
-    """(inputs, labels) of at most `context` tokens each, that predict every token once."""
+    """(inputs, labels) of at most `context` tokens each that predict every token once; the last reaches back as far as it may."""
     row = [prefix, *tokens]
     for start in range(0, len(tokens), context):
-        yield row[start : min(start + context, len(tokens))], tokens[start : start + context]
+        end = min(start + context, len(tokens))
+        begin = max(0, end - context)
+        yield row[begin:end], [IGNORED] * (start - begin) + tokens[start:end]
 
 
 def _nats(opened: Opened, batch: list[tuple[list[int], list[int]]]) -> list[float]:

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
 from outgrow.config import Settings, parse, read_yaml, suggestion
@@ -75,16 +76,17 @@ def read_suite(text: str) -> Suite:
     if place.is_dir():
         place = place / "suite.yaml"
     if text.endswith(FILE_ENDINGS) or place.name == "suite.yaml":
-        content = read_yaml(place)
+        content = read_task_file(place)
         if not isinstance(content.get("task"), str) and "group" not in content:
             return _beside(parse(Suite, content, where=f"'{place}'"), place.parent)
+    known = {task.task: task for suite in presets().values() for task in suite.tasks}
     names = [part.strip() for part in text.split(",")]
     if not all(names):
         raise OutgrowError(f"--tasks takes {', '.join(presets())}, names with commas between, or a YAML file, not '{text}'")
     found: list[TaskChoice] = []
     averages: dict[str, tuple[str, ...]] = {}
     for name in names:  # a preset may stand among names
-        part = presets().get(name) or Suite(tasks=(TaskChoice(task=name, metric=None, shots=0),))
+        part = presets().get(name) or Suite(tasks=(known.get(name) or TaskChoice(task=name, metric=None, shots=0),))
         found += [choice for choice in part.tasks if choice not in found]
         averages |= part.averages
     return parse(Suite, {"tasks": found, "averages": averages}, where=f"--tasks {text}")
@@ -93,6 +95,28 @@ def read_suite(text: str) -> Suite:
 def presets() -> Mapping[str, Suite]:
     """Name -> suite, of those that come with outgrow."""
     return {name: parse(Suite, content, where=f"'{PRESETS}'") for name, content in read_yaml(PRESETS).items()}
+
+
+def read_task_file(path: Path) -> dict[str, Any]:
+    """A YAML file of a task or suite; `!function` is read as its text, and nothing is called."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise OutgrowError(f"there is no file '{path}'") from None
+    try:
+        content = yaml.load(text, Loader=_Plain)
+    except yaml.YAMLError as error:
+        raise OutgrowError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise OutgrowError(f"'{path}' is neither a suite, with 'tasks', nor a task of lm-evaluation-harness")
+    return content
+
+
+class _Plain(yaml.SafeLoader):
+    """Reads `!function` as its text."""
+
+
+_Plain.add_constructor("!function", lambda loader, node: str(node.value))
 
 
 def needs_made(suite: Suite) -> bool:
