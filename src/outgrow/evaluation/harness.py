@@ -92,7 +92,8 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
-        lm = HFLM(
+        language_model: Any = HFLM  # its decorators hide its arguments from type checkers
+        lm = language_model(
             pretrained=opened.model, tokenizer=opened.tokenizer, backend="causal", batch_size=batch_size, max_length=opened.context,
             prefix_token_id=opened.prefix,
         )  # fmt: skip
@@ -100,7 +101,7 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
             if loaded.choice.shots or task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=loaded.choice.shots)
             task.set_fewshot_seed(seed=SHOTS_SEED)
-        found = evaluate(lm=lm, task_dict=loaded.tasks, limit=limit, bootstrap_iters=RESAMPLES, log_samples=True)
+        found: Any = evaluate(lm=lm, task_dict=loaded.tasks, limit=limit, bootstrap_iters=RESAMPLES, log_samples=True)
     assert found is not None
     numbers = {key.removesuffix(",none"): value for key, value in found["results"][loaded.name].items() if isinstance(value, (int, float))}
     samples = [sample for one in found.get("samples", {}).values() for sample in one]
@@ -190,8 +191,8 @@ def _with_data(file: Path) -> dict[str, Any]:
     """A task's settings, its own data files found beside it."""
     content = read_task_file(file)
     there = {os.path.relpath(path, file.parent): str(path.resolve()) for path in data_files(content, file.parent)}
-    settings = content.get("dataset_kwargs")
-    named = (settings or {}).get("data_files")
+    settings = content.get("dataset_kwargs") or {}
+    named = settings.get("data_files")
     if isinstance(named, dict):
         found = {split: [there.get(one, one) for one in ([value] if isinstance(value, str) else value)] for split, value in named.items()}
         content["dataset_kwargs"] = {**settings, "data_files": found}

@@ -69,7 +69,7 @@ def open_model(
     words = _tokenizer(directory, tokenizer)
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype=chosen, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
