@@ -162,7 +162,7 @@ def test_a_missing_extra_is_one_sentence(tmp_path):
     refused(done, r"needs 'torch', which is not installed; pip install 'outgrow\[train,report\]'")
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "grow", "report", "inspect"])
+@pytest.mark.parametrize("command", ["demo", "train", "grow", "report", "inspect", "eval", "loss", "sample"])
 def test_help(command):
     done = outgrow(command, "--help")
     assert done.returncode == 0

@@ -23,9 +23,24 @@ MAY = {
     "data": {"errors", "config", "files"},
     "training": {"errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data"},
     "extensions": {"errors", "config", "arch", "growth"},
+    "evaluation": {"errors", "config", "files", "arch", "checkpoint", "models", "data"},
     "api": {"errors", "arch", "checkpoint", "growth"},
     "scaling": {"errors", "config", "arch"},
-    "lab": {"extensions", "scaling", "errors", "config", "spaces", "arch", "growth", "files", "checkpoint", "models", "data", "training"},
+    "lab": {
+        "extensions",
+        "scaling",
+        "errors",
+        "config",
+        "spaces",
+        "arch",
+        "growth",
+        "files",
+        "checkpoint",
+        "models",
+        "data",
+        "training",
+        "evaluation",
+    },
 }
 
 

@@ -45,6 +45,15 @@ TrustPickle = Annotated[
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="The config.json, where none lies beside the weights.")]
 FamilyFile = Annotated[Path | None, typer.Option("--family-file", help="A data file (YAML) that describes a family of your own.")]
+TokenizerOf = Annotated[str | None, typer.Option("--tokenizer", help="A directory with the tokenizer, where the checkpoint has none.")]
+ContextOf = Annotated[int | None, typer.Option("--context", min=2, help="Tokens seen at once; what the config says if not given.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; cuda where there is one if not given.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto (as stored; float32 on a CPU), float32, bfloat16 or float16.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at once.")]
+Share = Annotated[float, typer.Option("--validation-share", help="Share of documents held out, as in training.")]
+Corpora = Annotated[
+    list[str] | None, typer.Option("--corpus", help="python, site-packages, a file, a folder, hf:owner/name. May be repeated.")
+]
 
 
 @app.command()
@@ -159,9 +168,7 @@ def study(
         submit = executor(cluster, where / "logs", 1, 1, 24.0, dict(_pair(text, "--option") for text in option or [])).submit
     for asked, size in found:
         if not show:
-            run_study(
-                asked, size, seeds, where, records, jobs, threads, lambda line: print(line, flush=True), pool.submit if pool else None
-            )
+            run_study(asked, size, seeds, where, records, jobs, threads, lambda line: print(line, flush=True), submit)
         print("\n".join(state_lines(asked, size, seeds, records)))
 
 
@@ -378,15 +385,13 @@ def data_prepare(
 
     Folders may hold .jsonl, .jsonl.zst, .jsonl.gz, .parquet and text. An interrupted command goes on where it stopped.
     """
-    if not 0 < validation_share < 1:
-        raise OutgrowError(f"--validation-share takes a share between 0 and 1, such as 0.04, not {validation_share:g}")
     if workers:
         os.environ["RAYON_NUM_THREADS"] = str(workers)  # read once, when the tokenizers' threads start
     from outgrow.data.packing import prepare_sources
     from outgrow.files import read_json
 
     with _bar() as progress:
-        prepare_sources(sources, output, tokenizer, vocab, validation_share, text_key, shard_tokens, progress)
+        prepare_sources(sources, output, tokenizer, vocab, _share(validation_share), text_key, shard_tokens, progress)
     made = read_json(output / "manifest.json")
     counts = (f"{made['tokens'][part]:,} {part} tokens of {made['documents'][part]:,} documents" for part in ("training", "validation"))
     print(f"{', '.join(counts)}; vocabulary {made['vocab']:,}; {output}")
@@ -423,6 +428,131 @@ def report(
     page = output or Path("runs") / f"studies-{Path(scale).stem}.html"
     write_studies(read, page, pictures)
     print(f"report: {page}")
+
+
+@data_app.command("tasks")
+def data_tasks(
+    sources: Annotated[list[str], typer.Argument(help="python, site-packages, files, folders, hub data sets as hf:owner/name[:config].")],
+    output: Annotated[Path, typer.Option(help="The directory to write, for 'outgrow eval --tasks'.")],
+    count: Annotated[int, typer.Option(min=1, help="Questions of a task, at most.")] = 400,
+    validation_share: Share = 0.04,
+    text_key: Annotated[str, typer.Option(help="Where the text is in jsonl, parquet and hub records.")] = "text",
+) -> None:
+    """Make evaluation tasks of the held-out Python of a corpus: a name, a bracket, an indentation to choose, and bits per byte.
+
+    They are jsonl files and task files of lm-evaluation-harness, the same on every machine that has the same text.
+    """
+    from outgrow.evaluation.local_tasks import write_tasks
+
+    made = write_tasks(sources, output, count, _share(validation_share), text_key)
+    print(f"{', '.join(f'{task} {records:,}' for task, records in made.items())}; {output}")
+
+
+@app.command("eval")
+def evaluate(
+    checkpoints: Annotated[list[str], typer.Argument(help="Checkpoint directories or hub ids, grown, trained or others.")],
+    tasks: Annotated[
+        str, typer.Option(help="paper8, paper-7b, code, task names with commas between, a YAML file or a directory.")
+    ] = "code",
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, at most; all if not given.")] = None,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    tokenizer: TokenizerOf = None,
+    context: ContextOf = None,
+    corpus: Corpora = None,
+    validation_share: Share = 0.04,
+    runs: Runs = Path("runs"),
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Let task files run the Python that lies beside them.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness on checkpoints, side by side; results are kept in evaluation/ beside the weights.
+
+    The tasks of 'code' are made of held-out Python and need no network; --corpus says of which text, as in data.corpus of a run.
+    """
+    from outgrow.checkpoint.hub import local
+    from outgrow.evaluation import harness, results
+    from outgrow.evaluation.local_tasks import made_tasks
+    from outgrow.evaluation.suite import needs_made, read_suite
+
+    harness.require()
+    suite = read_suite(tasks)
+    made = made_tasks(runs / "data", corpus or ["python"], validation_share=_share(validation_share)) if needs_made(suite) else None
+    if corpus and not made:
+        raise OutgrowError("--corpus has no effect: none of the tasks is made of a corpus; leave it out")
+    loaded = harness.load_tasks(suite, made, trust_code)
+    found = {
+        name: results.evaluate(local(name), suite, loaded, limit, batch_size, tokenizer, context, device, dtype, _told)
+        for name in dict.fromkeys(checkpoints)
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    _print_table(results.table(suite, found))
+    if rows := results.reference_table(suite):
+        _print_table(rows)
+        print(f"reference: {suite.reference.source if suite.reference else ''}")
+
+
+@app.command()
+def loss(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint directory or a hub id.")],
+    corpus: Corpora = None,
+    validation_share: Share = 0.04,
+    everything: Annotated[bool, typer.Option("--all", help="Read all documents, not the held-out ones alone.")] = False,
+    documents: Annotated[int | None, typer.Option(min=1, help="Of each corpus, at most; all if not given.")] = None,
+    by_file: Annotated[bool, typer.Option("--by-file", help="One row a file, and not one a corpus.")] = False,
+    text_key: Annotated[str, typer.Option(help="Where the text is in jsonl, parquet and hub records.")] = "text",
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    tokenizer: TokenizerOf = None,
+    context: ContextOf = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure loss and bits per byte on the held-out documents of any text, by source, with standard errors over documents."""
+    from outgrow.checkpoint.hub import local
+    from outgrow.evaluation.loss import corpus_loss
+    from outgrow.evaluation.model import open_model
+
+    opened = open_model(local(checkpoint), tokenizer, context, device, dtype)
+    share = None if everything else _share(validation_share)
+    rows = corpus_loss(opened, corpus or ["python"], share, text_key, documents, by_file, batch_size)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    shown = [["corpus", "documents", "tokens", "loss, nats per token", "bits per byte"]]
+    for name, row in rows.items():
+        measured = (
+            f"{row[key]:.4f}" + ("" if row[f"{key}_stderr"] is None else f" ± {row[f'{key}_stderr']:.4f}")
+            for key in ("loss", "bits_per_byte")
+        )
+        shown.append([name, f"{row['documents']:,}", f"{row['tokens']:,}", *measured])
+    _print_table(shown)
+
+
+@app.command()
+def sample(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint directory or a hub id.")],
+    prompt: Annotated[str, typer.Option(help="How the text begins.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to write, at most.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the distribution that is drawn from; 0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from so many of the likeliest tokens; from all if not given.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Texts.")] = 1,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    tokenizer: TokenizerOf = None,
+) -> None:
+    """Write text with a checkpoint."""
+    from outgrow.checkpoint.hub import local
+    from outgrow.evaluation.model import open_model
+    from outgrow.evaluation.sample import sample as written
+
+    if temperature == 0 and count > 1:
+        raise OutgrowError("--count has no effect with --temperature 0, which writes the same text each time; leave either out")
+    texts = written(open_model(local(checkpoint), tokenizer, None, device, dtype), prompt, tokens, temperature, top_k, seed, count)
+    print("\n\n".join(f"--- {number}\n{text}" for number, text in enumerate(texts, 1)) if count > 1 else texts[0])
 
 
 @app.command()
@@ -557,6 +687,29 @@ def _seeds(text: str) -> tuple[int, ...]:
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise OutgrowError(f"--seeds takes distinct whole numbers, such as 0 or 0,1,2, not '{text}'")
     return seeds
+
+
+def _share(value: float) -> float:
+    if not 0 < value < 1:
+        raise OutgrowError(f"--validation-share takes a share between 0 and 1, such as 0.04, not {value:g}")
+    return value
+
+
+def _told(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    """Rows of text, a heading first, as wide as the terminal; as wide as they are where there is none."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(table)
 
 
 def _bytes(text: str) -> int:

@@ -22,7 +22,7 @@ from outgrow.arch import arch_for
 from outgrow.config import Settings
 from outgrow.data.config import DataConfig
 from outgrow.models.build import ModelConfig
-from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, Start
+from outgrow.training.config import EvaluateConfig, OptimizerConfig, RunConfig, ScheduleConfig, Start
 
 Arm = Literal["scratch", "grown"]
 
@@ -52,6 +52,7 @@ class Comparison(Settings):
     precision: Literal["bf16", "fp32"] = "bf16"
     validate_every: int = Field(200_000, ge=1)
     save_every: int = Field(1_000_000, ge=1)
+    evaluate: EvaluateConfig | None = Field(None, description="tasks to run on the way, for the speed-up at equal accuracy")
     tuning: str | None = Field(None, description="file beside the recipe with what was tried to find its settings")
 
     @model_validator(mode="after")
@@ -112,6 +113,7 @@ class Comparison(Settings):
             seed=seed,
             validate_every=self.validate_every,
             save_every=self.save_every,
+            evaluate=self.evaluate,
             **settings,
         )
 

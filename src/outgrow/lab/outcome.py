@@ -11,9 +11,11 @@ from typing import Any
 from outgrow.arch import Counts, arch_for, flops_per_token, parameter_counts
 from outgrow.files import read_json
 from outgrow.lab.comparison import Arm, Comparison
+from outgrow.lab.evaluating import ERROR, falls
 from outgrow.lab.runs import ENVIRONMENT, Result, in_order, lineage, model_of, own_flops, place, read_result, require_text
-from outgrow.lab.speedup import Curve, SpeedUp, equal_loss, interval
+from outgrow.lab.speedup import Curve, SpeedUp, equal_accuracy, equal_loss, interval
 from outgrow.training.config import RunConfig
+from outgrow.training.loop import EVALUATED, Row
 
 ARMS: tuple[Arm, Arm] = ("scratch", "grown")
 
@@ -50,6 +52,43 @@ class Outcome:
 
     def runs(self) -> Iterator[Result]:
         yield from self.results.values()
+
+    def evaluated(self) -> list[str]:
+        """The fields of evaluations that every run has, such as eval/code_bracket/acc; their standard errors are not among them."""
+        rows = [{name for row in result.evaluations for name in row} for result in self.runs()]
+        first = next((row for result in self.runs() for row in result.evaluations), {})
+        everywhere = set.intersection(*rows) if rows else set()
+        return [name for name in first if name.startswith(EVALUATED) and not name.endswith(ERROR) and name in everywhere]
+
+    def on_task(self, kind: str, arm: Arm, seed: int, field: str) -> Curve:
+        """(FLOPs, a field of evaluations) of an arm: at the end of each annealed branch, or along the trunk of the compared model."""
+        if kind == "annealed":
+            rows = [self._branch(arm, seed, budget).evaluations[-1] for budget in sorted(self.recipe.budgets)]
+        else:
+            rows = self.result(self.recipe.trunk(arm, seed)).evaluations
+        return [(row["flops"], row[field]) for row in rows if row["flops"]]
+
+    def task_speed_ups(self, kind: str, field: str) -> list[SpeedUp | None]:
+        """One per seed, at equal accuracy, or at equal perplexity or bits per byte."""
+        measure = equal_loss if falls(field) else equal_accuracy
+        curves = ((self.on_task(kind, "scratch", seed, field), self.on_task(kind, "grown", seed, field)) for seed in self.seeds)
+        return [measure(scratch, grown) for scratch, grown in curves]
+
+    def instants(self, seed: int) -> dict[str, Row]:
+        """What is compared on tasks -> its evaluation: the base, the model grown of it before a step, both models at their ends."""
+        trunks = {arm: self.result(self.recipe.trunk(arm, seed)).evaluations for arm in ARMS}
+        last = max(self.recipe.budgets)
+        return {
+            "base": self.result(self.recipe.base(seed)).evaluations[-1],
+            "grown, before a step": trunks["grown"][0],
+            "target, constant rate": trunks["grown"][-1],
+            "target, annealed": self._branch("grown", seed, last).evaluations[-1],
+            "scratch, constant rate": trunks["scratch"][-1],
+            "scratch, annealed": self._branch("scratch", seed, last).evaluations[-1],
+        }
+
+    def _branch(self, arm: Arm, seed: int, budget: int) -> Result:
+        return self.result(self.recipe.branch(arm, seed, budget))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from outgrow.config import Settings, parse, read_yaml
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError
 from outgrow.models.build import ModelConfig
-from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, SpikeConfig, Start
+from outgrow.training.config import EvaluateConfig, OptimizerConfig, RunConfig, ScheduleConfig, SpikeConfig, Start
 
 
 class Stage(Settings):
@@ -59,6 +59,7 @@ class Recipe(Settings):
     validate_every: int = Field(200_000, ge=1)
     save_every: int = Field(1_000_000, ge=1)
     keep_last: int = Field(1, ge=1)
+    evaluate: EvaluateConfig | None = None
     spike: SpikeConfig = SpikeConfig()  # type: ignore[call-arg]
     compile: bool = False
     recompute: bool = False

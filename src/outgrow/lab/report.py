@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 import plotly.graph_objects as go
 
 from outgrow.arch import arch_for
 from outgrow.files import read_json
+from outgrow.lab.evaluating import ERROR, shown
 from outgrow.lab.outcome import ARMS, Figure, Outcome, cost, figure
 from outgrow.lab.page import write_page
 from outgrow.lab.runs import parent_of
 from outgrow.lab.speedup import Curve
+from outgrow.training.loop import EVALUATED
 
 COLOURS: Mapping[str, str] = {"scratch": "#6b7280", "grown": "#0f766e"}
 NAMES: Mapping[str, str] = {"scratch": "from scratch", "grown": "grown (base + target)"}
@@ -20,10 +24,11 @@ NAMES: Mapping[str, str] = {"scratch": "from scratch", "grown": "grown (base + t
 
 def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> None:
     """Writes the report of a comparison; `tried` is the JSON file of what was tried to tune its recipe."""
+    tasks = outcome.evaluated()
     write_page(
         "report.html.j2",
         path,
-        [draw(outcome)],
+        [draw(outcome), *([draw_task(outcome, tasks[-1])] if tasks else [])],
         outcome=outcome,
         recipe=outcome.recipe,
         base_layers=arch_for(outcome.recipe.model).layers(outcome.recipe.base_model()),
@@ -33,7 +38,35 @@ def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> Non
         costs=[cost(result) for result in outcome.runs()],
         parent_of=parent_of,
         tried=read_json(tried) if tried else None,
+        tasks=[task.removeprefix(EVALUATED) for task in tasks],
+        instants=task_rows(outcome, tasks),
+        at_equal=[
+            (
+                task.removeprefix(EVALUATED),
+                *(figure(outcome.task_speed_ups(kind, task)) for kind in ("annealed", "constant")),
+                partial(shown, task),
+            )
+            for task in tasks
+        ],
     )
+
+
+def task_rows(outcome: Outcome, tasks: list[str]) -> list[tuple[str, str, list[str]]]:
+    """(what, FLOPs, a cell a task) of the base, the grown model before a step, and both models at their ends.
+
+    One seed has the standard error of each task's documents; several have the mean over them, and the error of that mean.
+    """
+    found = [outcome.instants(seed) for seed in outcome.seeds] if tasks else []
+    rows: list[tuple[str, str, list[str]]] = []
+    for name in found[0] if found else ():
+        at = [instants[name] for instants in found]
+        cells = [shown(task, *_mean_and_error([row[task] for row in at], at[0].get(f"{task}{ERROR}"))) for task in tasks]
+        rows.append((name, f"{at[0]['flops']:.3e}", cells))
+    return rows
+
+
+def _mean_and_error(values: list[float], own: float | None) -> tuple[float, float | None]:
+    return (mean(values), stdev(values) / len(values) ** 0.5) if len(values) > 1 else (values[0], own)
 
 
 def sentence(found: Figure | None, seeds: int) -> str:
@@ -88,7 +121,27 @@ def draw(outcome: Outcome) -> go.Figure:
     return drawn
 
 
-def _line(drawn: go.Figure, curve: Curve, name: str, colour: str, mode: str, in_legend: bool) -> None:
+def draw_task(outcome: Outcome, task: str) -> go.Figure:
+    """One field of evaluations against training FLOPs, both arms."""
+    drawn = go.Figure()
+    for arm in ARMS:
+        for seed in outcome.seeds:
+            for kind, mode in (("constant", "lines"), ("annealed", "lines+markers")):
+                name = f"{NAMES[arm]}, {'constant rate' if kind == 'constant' else kind}"
+                _line(drawn, outcome.on_task(kind, arm, seed, task), name, COLOURS[arm], mode, seed == outcome.seeds[0], "")
+    drawn.update_layout(
+        template="simple_white",
+        height=400,
+        margin={"l": 60, "r": 16, "t": 16, "b": 60},
+        legend={"orientation": "h", "y": -0.3, "x": 0, "yanchor": "top"},
+        xaxis={"title": "training FLOPs, ancestors included", "type": "log", "dtick": "D2", "exponentformat": "power"},
+        yaxis={"title": task.removeprefix(EVALUATED).replace("_", " ")},
+        font={"family": "system-ui, sans-serif", "size": 14},
+    )
+    return drawn
+
+
+def _line(drawn: go.Figure, curve: Curve, name: str, colour: str, mode: str, in_legend: bool, unit: str = " nats") -> None:
     dash = "dot" if mode == "lines" else "solid"
     drawn.add_trace(
         go.Scatter(
@@ -100,6 +153,6 @@ def _line(drawn: go.Figure, curve: Curve, name: str, colour: str, mode: str, in_
             marker={"size": 8},
             legendgroup=name,
             showlegend=in_legend,
-            hovertemplate=f"{name}<br>%{{y:.4f}} nats<br>%{{x:.3e}} FLOPs<extra></extra>",
+            hovertemplate=f"{name}<br>%{{y:.4f}}{unit}<br>%{{x:.3e}} FLOPs<extra></extra>",
         )
     )

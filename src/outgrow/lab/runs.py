@@ -18,10 +18,11 @@ from outgrow.errors import OutgrowError
 from outgrow.files import read_json, write_json
 from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
+from outgrow.lab.evaluating import evaluator
 from outgrow.lab.speedup import Curve
 from outgrow.training.config import LearnConfig, RunConfig, Start
 from outgrow.training.distributed import product_dtype, wait
-from outgrow.training.loop import FINISHED, Observer, Row, Run, checkpoint_at, latest_checkpoint, read_rows, train
+from outgrow.training.loop import EVALUATED, FINISHED, Observer, Row, Run, checkpoint_at, latest_checkpoint, read_rows, train
 from outgrow.training.maps import learn_maps, learning_flops
 from outgrow.training.origin import Origin, can_grow_in_place, grown_in_place
 
@@ -44,6 +45,10 @@ class Result:
     def curve(self) -> Curve:
         """(FLOPs, held-out loss) at each validation, once anything was spent."""
         return [(row["flops"], row["validation_loss"]) for row in self.validation if row["flops"]]
+
+    @property
+    def evaluations(self) -> list[Row]:
+        return [row for row in self.rows if any(name.startswith(EVALUATED) for name in row)]
 
     @property
     def steps(self) -> list[Row]:
@@ -102,6 +107,7 @@ def execute(run: RunConfig, root: Path, observer: Observer, live: list[Run] | No
     directory = place(run, root)
     if finished(run, root):
         return
+    evaluate = evaluator(run, root)
     if leads():
         _refuse_other_settings(run, root)
         packed = prepare(run.data, root / "data")
@@ -113,7 +119,7 @@ def execute(run: RunConfig, root: Path, observer: Observer, live: list[Run] | No
     packed = prepare(run.data, root / "data", verify=False)
     begun = [_in_place(run, directory, before) or _start(run, root)]
     before = None  # its memory is the next one's, once it is grown
-    trained = train(run, directory, packed, begun.pop(), observer)
+    trained = train(run, directory, packed, begun.pop(), observer, evaluate)
     if live is not None:
         live.append(trained)
 

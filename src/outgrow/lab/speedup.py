@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -58,6 +58,19 @@ def bound(scratch: Curve, grown: Curve) -> float | None:
     if min(loss for _, loss in grown) > max(loss for _, loss in scratch):
         return scratch[0][0] / grown[-1][0] - 1
     return None
+
+
+def equal_accuracy(scratch: Curve, grown: Curve) -> SpeedUp | None:
+    """The speed-up at the highest accuracy that both curves reach, each counted where it first reaches it; `loss` is that accuracy.
+
+    An accuracy has noise and need not rise: read it with its standard errors, and over seeds.
+    """
+    found = equal_loss(_negative(scratch), _negative(grown))
+    return found and replace(found, loss=-found.loss)
+
+
+def _negative(curve: Curve) -> Curve:
+    return [(flops, -value) for flops, value in curve]
 
 
 def flops_at(curve: Curve, loss: float) -> float | None:

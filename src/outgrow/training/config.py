@@ -103,8 +103,18 @@ class SpikeConfig(Settings):
     times: int = Field(3, ge=1, description="how often to roll back before stopping")
 
 
+class EvaluateConfig(Settings):
+    """Tasks that are run on checkpoints while training goes on: before the first step of new or grown weights, at the end, and between."""
+
+    tasks: str = Field("code", min_length=1, description="as --tasks of 'outgrow eval' takes it")
+    every: int | None = Field(None, ge=1, description="tokens between evaluations")
+    at: tuple[int, ...] = Field((), description="clocks at which to evaluate besides")
+    limit: int | None = Field(None, ge=1, description="documents of each task, at most")
+    batch_size: int = Field(8, ge=1, description="sequences at once")
+
+
 class RunConfig(Settings):
-    """One training run. Its identity is the hash of all of this but the name and how often it reports and saves."""
+    """One training run. Its identity is the hash of all of this but the name and how often it reports, evaluates and saves."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="a label; not part of the identity")
     model: ModelConfig | None = Field(None, description="keys of a Hugging Face config.json, 'model_type' among them")
@@ -121,6 +131,9 @@ class RunConfig(Settings):
     save_every: int = Field(1_000_000, ge=1, description="tokens between checkpoints to resume from")
     keep: tuple[int, ...] = Field((), description="clocks whose checkpoints are kept; the end is always kept")
     keep_last: int = Field(1, ge=1, description="how many of the newest checkpoints are kept besides")
+    evaluate: EvaluateConfig | None = Field(
+        None, description="tasks to run on the way; not part of the identity, since they change nothing"
+    )
     spike: SpikeConfig = later(SpikeConfig(), "what to do about NaN and loss spikes")  # type: ignore[call-arg]
     compile: bool = later(False, "compile one block, and use it for all")
     recompute: bool = later(False, "activation checkpointing: compute each block again in the backward pass, for memory")
@@ -135,14 +148,15 @@ class RunConfig(Settings):
         micro = self.micro_batch_tokens
         if micro and (micro % context or self.batch_tokens % micro):
             raise ValueError(f"micro_batch_tokens ({micro}) must be a multiple of data.context ({context}) that divides batch_tokens")
-        off = [clock for clock in (*self.keep, self.tokens) if clock % self.batch_tokens]
+        evaluated = self.evaluate.at if self.evaluate else ()
+        off = [clock for clock in (*self.keep, *evaluated, self.tokens) if clock % self.batch_tokens]
         if off:
             raise ValueError(f"the clocks {off} are not multiples of batch_tokens ({self.batch_tokens}), where steps end")
         return self
 
     def identifying(self) -> dict[str, Any]:
         parts = super().identifying()
-        for label in ("name", "validate_every", "save_every", "keep", "keep_last"):
+        for label in ("name", "validate_every", "save_every", "keep", "keep_last", "evaluate"):
             del parts[label]
         if self.start and self.start.run:
             parts["start"]["run"] = self.start.run.identity()

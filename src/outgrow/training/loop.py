@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,8 @@ from outgrow.training.state import Clock, Writer, read_clock, restore_behind_mas
 
 METRICS, CHECKPOINTS, FINISHED = "metrics.jsonl", "checkpoints", "finished.json"
 Row = dict[str, Any]
+EVALUATED = "eval/"  # how the fields of an evaluation begin: eval/TASK/METRIC and eval/AVERAGE, each with its _stderr
+Evaluate = Callable[[Path], Row]  # checkpoint directory -> such fields
 # FLOPs per second of dense bf16 products that makers state, by a part of the device's name
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12}
 
@@ -88,7 +90,9 @@ class Run:
         return min(1.0, (self.clock.tokens - self.first) / whole)
 
 
-def train(config: RunConfig, directory: Path, packed: Packed, start: Path | Origin | None, observer: Observer) -> Run:
+def train(
+    config: RunConfig, directory: Path, packed: Packed, start: Path | Origin | None, observer: Observer, evaluate: Evaluate | None = None
+) -> Run:  # fmt: skip
     """Trains a run to its end, resuming it where it was left; returns it as it is in memory. Under `torchrun` every rank calls this.
 
     Args:
@@ -97,6 +101,7 @@ def train(config: RunConfig, directory: Path, packed: Packed, start: Path | Orig
         packed: its data.
         start: the checkpoint directory, or the run grown in memory, whose weights it begins with; None draws them from the seed.
         observer: told each row of metrics; may ask it to stop.
+        evaluate: runs tasks on a checkpoint where `config.evaluate` asks for it; called on the first rank, the others wait.
 
     Raises:
         Interrupted: the observer asked to stop; a checkpoint was written first.
@@ -107,6 +112,7 @@ def train(config: RunConfig, directory: Path, packed: Packed, start: Path | Orig
         start = None  # nothing goes back to it; a run that was grown in place may be forgotten
     batches = _batches(config, packed)
     _record_first(run, observer)
+    _evaluate(run, observer, evaluate)
     rolled_back = 0
     while run.clock.tokens < config.tokens:
         began, before = time.perf_counter(), run.clock
@@ -119,6 +125,7 @@ def train(config: RunConfig, directory: Path, packed: Packed, start: Path | Orig
             run.writer.finish()
             run = open_run(config, directory, packed, start)
             _record_first(run, observer)
+            _evaluate(run, observer, evaluate)
             run.clock = replace(run.clock, skipped=before.tokens + before.skipped + config.batch_tokens - run.clock.tokens)
             _record(run, observer, _row(run, rolled_back=str(spike)))
             continue
@@ -127,6 +134,7 @@ def train(config: RunConfig, directory: Path, packed: Packed, start: Path | Orig
         tokens = run.clock.tokens
         if _due(run, config.validate_every):
             _record(run, observer, _validation_row(run))
+        _evaluate(run, observer, evaluate)
         stopping = mean_and_any(0.0, observer.stop())[1] and tokens < config.tokens
         if stopping or _due(run, config.save_every) or tokens in config.keep:
             _save(run)
@@ -349,6 +357,37 @@ def _record_first(run: Run, observer: Observer) -> None:
         _record(run, observer, _validation_row(run))
         if run.first in run.config.keep:
             _save(run)
+
+
+def _evaluate(run: Run, observer: Observer, evaluate: Evaluate | None) -> None:
+    """Runs tasks on a checkpoint of this clock, if they are due here and the record does not have them already.
+
+    The checkpoint is written first, so a run that is killed before its row goes on from here and evaluates again.
+    """
+    if evaluate is None or not _evaluation_due(run):
+        return
+    there = leads() and any(_is_evaluation(row, run.clock.tokens) for row in read_rows(run.directory)[-3:])
+    if mean_and_any(0.0, there)[1]:
+        return
+    _save(run)
+    run.writer.finish()
+    if leads():
+        _record(run, observer, _row(run, **evaluate(checkpoint_at(run.directory, run.clock.tokens))))
+    wait()
+
+
+def _evaluation_due(run: Run) -> bool:
+    settings, tokens, start = run.config.evaluate, run.clock.tokens, run.config.start
+    if settings is None:
+        return False
+    if tokens == run.first:
+        return start is None or start.operator is not None or start.checkpoint is not None
+    passed = settings.every is not None and tokens // settings.every > (tokens - run.config.batch_tokens) // settings.every
+    return passed or tokens in settings.at or tokens >= run.config.tokens
+
+
+def _is_evaluation(row: Row, tokens: int) -> bool:
+    return row["tokens"] == tokens and any(name.startswith(EVALUATED) for name in row)
 
 
 def _row(run: Run, **values: Any) -> Row:

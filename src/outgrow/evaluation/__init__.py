@@ -1,0 +1,1 @@
+"""What a checkpoint can do: benchmark tasks, held-out loss, text."""

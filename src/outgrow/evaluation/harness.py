@@ -1,0 +1,262 @@
+"""lm-evaluation-harness on an opened model: tasks are loaded once, then each is run and its numbers read off."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+import math
+import os
+import random
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from outgrow.errors import OutgrowError
+from outgrow.evaluation.local_tasks import data_files, data_hash
+from outgrow.evaluation.model import Opened
+from outgrow.evaluation.suite import FILE_ENDINGS, Suite, TaskChoice, read_task_file
+
+SHOTS_SEED = 1234  # of the examples shown, the harness's own
+RESAMPLES = 1000  # of the bootstrap, for the few metrics whose standard error has no formula
+_RATIOS = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # of sums over documents: (log-likelihood, words or bytes)
+_PERPLEXITIES = ("word_perplexity", "byte_perplexity")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A task ready to be run, on any number of models.
+
+    Attributes:
+        choice: what was asked for.
+        name: of the task or group in the harness.
+        tasks: what the harness loaded, tasks and groups.
+        data: a hash of its own files, for a task of files on this machine.
+    """
+
+    choice: TaskChoice
+    name: str
+    tasks: Any
+    data: str | None
+
+
+def require() -> None:
+    """Refuses to begin without the harness."""
+    if not find_spec("lm_eval"):
+        raise OutgrowError("running tasks needs 'lm_eval', which is not installed; pip install 'outgrow[eval]'")
+
+
+def version() -> str:
+    """The harness's own, which decides what a task asks."""
+    from importlib.metadata import version as installed
+
+    return installed("lm_eval")
+
+
+def load_tasks(suite: Suite, made: Path | None, trust_code: bool = False) -> list[Loaded]:
+    """The tasks of a suite, their data sets opened; downloaded where that can be done.
+
+    Args:
+        suite: which.
+        made: a directory that `local_tasks` wrote, where the tasks named `code_...` are found.
+        trust_code: task files may run Python that lies beside them.
+
+    Raises:
+        OutgrowError: an unknown task, a data set that cannot be had, a task file with code in it.
+    """
+    require()
+    files = [_file(choice, made) for choice in suite.tasks]
+    with quiet():
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(include_defaults=not all(files))  # reading the thousands that come with it takes ten seconds
+        return [_load(manager, choice, file, trust_code) for choice, file in zip(suite.tasks, files, strict=True)]
+
+
+def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int) -> dict[str, Any]:
+    """What a model gets: the metric that counts, its standard error, and every other number of the task.
+
+    Returns:
+        metric, value, stderr (None where there is none), samples, higher_is_better, shots, all (metric -> value).
+    """
+    with quiet(), no_randomness_used():
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        language_model: Any = HFLM  # its decorators hide its arguments from type checkers
+        lm = language_model(
+            pretrained=opened.model, tokenizer=opened.tokenizer, backend="causal", batch_size=batch_size, max_length=opened.context,
+            prefix_token_id=opened.prefix,
+        )  # fmt: skip
+        for task in loaded.tasks["tasks"].values():
+            if loaded.choice.shots or task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=loaded.choice.shots)
+            task.set_fewshot_seed(seed=SHOTS_SEED)
+        found: Any = evaluate(lm=lm, task_dict=loaded.tasks, limit=limit, bootstrap_iters=RESAMPLES, log_samples=True)
+    assert found is not None
+    numbers = {key.removesuffix(",none"): value for key, value in found["results"][loaded.name].items() if isinstance(value, (int, float))}
+    samples = [sample for one in found.get("samples", {}).values() for sample in one]
+    numbers |= _ratio_errors(samples, numbers)
+    values = {key: float(value) for key, value in numbers.items() if "_stderr" not in key and key not in ("sample_len", "sample_count")}
+    metric = _metric(loaded.choice, values)
+    error = numbers.get(_error_of(metric))
+    higher = {key: value for one in found.get("higher_is_better", {}).values() for key, value in (one or {}).items()}
+    counted = found.get("n-samples", {})
+    return {
+        "metric": metric,
+        "value": values[metric],
+        "stderr": float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None,
+        "samples": sum(one["effective"] for one in counted.values()),
+        "higher_is_better": bool(higher.get(metric.partition(",")[0], metric not in _RATIOS)),
+        "shots": loaded.choice.shots,
+        "all": {key: float(value) for key, value in numbers.items() if key not in ("sample_len", "sample_count")},
+    }
+
+
+def _metric(choice: TaskChoice, values: dict[str, float]) -> str:
+    wanted = choice.metric or next((name for name in ("acc", "exact_match", "word_perplexity") if name in values), next(iter(values), ""))
+    for name in values:
+        if name == wanted or name.startswith(f"{wanted},"):
+            return name
+    raise OutgrowError(f"the task '{choice.name}' has no metric '{wanted}'; it has {', '.join(values)}")
+
+
+def _error_of(metric: str) -> str:
+    name, comma, filtered = metric.partition(",")
+    return f"{name}_stderr{comma}{filtered}"
+
+
+def _ratio_errors(samples: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> dict[str, float]:
+    """Standard errors, over documents, of metrics that are f(sum of log-likelihoods / sum of words or bytes), by the delta method."""
+    found: dict[str, float] = {}
+    for name in _RATIOS:
+        pairs = np.array([sample[name] for sample in samples if isinstance(sample.get(name), (tuple, list))], dtype=float)
+        if name in numbers and len(pairs) > 1:
+            error = ratio_error(-pairs[:, 0], pairs[:, 1])
+            found[f"{name}_stderr"] = error * numbers[name] if name in _PERPLEXITIES else error / math.log(2)
+    return found
+
+
+def ratio_error(upper: Any, lower: Any) -> float:
+    """The standard error of sum(upper) / sum(lower) over n independent pairs, to first order."""
+    ratio, count = upper.sum() / lower.sum(), len(upper)
+    return float(math.sqrt(((upper - ratio * lower) ** 2).sum() * count / (count - 1)) / lower.sum())
+
+
+def _file(choice: TaskChoice, made: Path | None) -> Path | None:
+    if choice.task.endswith(FILE_ENDINGS):
+        return Path(choice.task)
+    own = made / f"{choice.task}.yaml" if made else None
+    return own if own and own.is_file() else None
+
+
+def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool) -> Loaded:
+    spec: Any = choice.task
+    if file:
+        if not file.is_file():
+            raise OutgrowError(f"there is no task file '{file}'")
+        if not trust_code and (found := _runs_code(file)):
+            raise OutgrowError(
+                f"'{found}' runs Python of its own (!function, class or unsafe_code); read it, and allow it with --trust-code"
+            )
+        spec = _with_data(file) if "!function" not in file.read_text(encoding="utf-8") else str(file)
+    try:
+        loaded = manager.load([spec])
+    except KeyError as error:
+        if choice.task in manager.all_tasks or file:
+            raise OutgrowError(f"the task '{choice.name}' cannot be loaded: {error}") from None
+        near = difflib.get_close_matches(choice.task, manager.all_tasks, n=1)
+        raise OutgrowError(
+            f"there is no task '{choice.task}'"
+            + (f"; did you mean '{near[0]}'?" if near else "; 'lm_eval ls tasks' prints all that there are")
+        ) from None
+    except Exception as error:  # the hub's, the network's and the data set's own classes
+        raise _no_data(manager, choice, error) from None
+    groups, tasks = loaded["groups"], loaded["tasks"]
+    if not groups and len(tasks) > 1:
+        raise OutgrowError(f"'{choice.task}' is a tag of {len(tasks)} tasks ({', '.join(tasks)}); name those that are meant")
+    return Loaded(choice, next(iter(groups or tasks)), loaded, data_hash(file) if file else None)
+
+
+def _with_data(file: Path) -> dict[str, Any]:
+    """A task's settings, its own data files found beside it."""
+    content = read_task_file(file)
+    there = {os.path.relpath(path, file.parent): str(path.resolve()) for path in data_files(content, file.parent)}
+    settings = content.get("dataset_kwargs") or {}
+    named = settings.get("data_files")
+    if isinstance(named, dict):
+        found = {split: [there.get(one, one) for one in ([value] if isinstance(value, str) else value)] for split, value in named.items()}
+        content["dataset_kwargs"] = {**settings, "data_files": found}
+    elif named:
+        content["dataset_kwargs"] = {
+            **settings,
+            "data_files": [there.get(one, one) for one in ([named] if isinstance(named, str) else named)],
+        }
+    return content
+
+
+def _runs_code(file: Path) -> Path | None:
+    """The file, or one that it includes, that would run Python."""
+    text = file.read_text(encoding="utf-8")
+    if re.search(r"!function|^class:|^unsafe_code:\s*true", text, re.MULTILINE):
+        return file
+    found = re.search(r"^include:\s*(\S+)", text, re.MULTILINE)
+    inner = file.parent / found[1] if found else None
+    return _runs_code(inner) if inner and inner.is_file() else None
+
+
+def _no_data(manager: Any, choice: TaskChoice, error: Exception) -> OutgrowError:
+    said = re.search(r"'([\w.-]+/[\w.-]+)'", str(error))
+    entry = manager.task_index.get(choice.task)
+    name = (entry.cfg or {}).get("dataset_path") if entry else None
+    name = name or (said[1] if said else None)
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    if not name:
+        return OutgrowError(f"the task '{choice.name}' cannot be loaded: {reason}")
+    return OutgrowError(
+        f"the data set '{name}' of the task '{choice.name}' is not on this machine, and the hub does not give it ({reason}); run the same "
+        "command once where there is a network, copy its HF_HOME here and set HF_HUB_OFFLINE=1 and HF_DATASETS_OFFLINE=1, or use --tasks "
+        "code, which needs none"
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The harness and what it imports speak to nobody; its progress bars only to a terminal."""
+    names = ("lm_eval", "huggingface_hub", "datasets", "transformers", "httpx", "evaluate")
+    levels = {name: logging.getLogger(name).level for name in names}
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a bootstrap forks
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if not sys.stderr.isatty():
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def no_randomness_used() -> Iterator[None]:
+    """Whatever is drawn or seeded inside, the generators of torch, numpy and Python stand afterwards where they stood."""
+    state, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numbers)

@@ -1,0 +1,121 @@
+"""Tasks as files, jsonl and the YAML that lm-evaluation-harness reads, made of the held-out documents of a corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from outgrow.data.corpus import content_hash, is_held_out, read
+from outgrow.errors import OutgrowError
+from outgrow.evaluation.code_tasks import make_questions
+from outgrow.evaluation.suite import presets, read_task_file
+from outgrow.files import flush, new_directory, write_json
+
+COUNT, VALIDATION_SHARE, VERSION = 400, 0.04, 1
+MADE = "made.json"
+_CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "context",
+    "doc_to_choice": "choices",
+    "doc_to_target": "answer",
+    "target_delimiter": "",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+_TEXT = {
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "text",
+    "metric_list": [{"metric": name} for name in ("bits_per_byte", "byte_perplexity", "word_perplexity")],
+}
+
+
+def write_tasks(
+    sources: Sequence[str], target: Path, count: int = COUNT, validation_share: float = VALIDATION_SHARE, text_key: str = "text"
+) -> dict[str, int]:  # fmt: skip
+    """Writes the tasks of a corpus's held-out documents into a directory that `--tasks` takes; returns task -> questions.
+
+    Args:
+        sources: see `outgrow.data.corpus.read`.
+        target: a directory that does not exist yet; it appears whole or not at all.
+        count: questions a task, at most.
+        validation_share: share of documents held out, as in the runs that are evaluated.
+        text_key: where the text is in records.
+
+    Raises:
+        OutgrowError: too few held-out documents for any question.
+    """
+    digests: list[bytes] = []
+
+    def held_out() -> Any:
+        for document in read(sources, text_key):
+            if is_held_out(document, validation_share):
+                digests.append(document.digest)
+                yield document
+
+    made = make_questions(held_out(), count)
+    if not made["code_text"]:
+        raise OutgrowError(f"none of the documents of {', '.join(sources)} is held out; give more text or a larger --validation-share")
+    kept = {task: records for task, records in made.items() if records}
+    with new_directory(target) as temporary:
+        for task, records in kept.items():
+            lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
+            (temporary / f"{task}.jsonl").write_text(lines, encoding="utf-8")
+            written = hashlib.sha256(lines.encode()).hexdigest()
+            (temporary / f"{task}.yaml").write_text(_task_text(task, written), encoding="utf-8")
+        (temporary / "suite.yaml").write_text(_suite_text(list(kept)), encoding="utf-8")
+        settings = {"count": count, "validation_share": validation_share, "version": VERSION}
+        write_json(temporary / MADE, {**settings, "documents": len(set(digests)), "corpus_hash": content_hash(set(digests))})
+        flush(temporary)
+    return {task: len(records) for task, records in kept.items()}
+
+
+def made_tasks(
+    cache: Path, sources: Sequence[str] = ("python",), count: int = COUNT, validation_share: float = VALIDATION_SHARE
+) -> Path:  # fmt: skip
+    """The directory of such tasks under `cache`, written if it is not there; a corpus that changed gets another."""
+    digests = {document.digest for document in read(sources) if is_held_out(document, validation_share)}
+    directory = cache / f"code-tasks-{content_hash(digests)[:10]}-{count}-{validation_share:g}-{VERSION}"
+    if not directory.is_dir():
+        write_tasks(sources, directory, count, validation_share)
+    return directory
+
+
+def data_hash(path: Path) -> str:
+    """A hash over a task's YAML file and the data files that lie beside it."""
+    content = read_task_file(path)
+    digest = hashlib.sha256(path.read_bytes())
+    for file in data_files(content, path.parent):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def data_files(content: dict[str, Any], folder: Path) -> list[Path]:
+    """The local files that a task's `dataset_kwargs` name."""
+    named = (content.get("dataset_kwargs") or {}).get("data_files") or []
+    values = named.values() if isinstance(named, dict) else named if isinstance(named, list) else [named]
+    paths = [folder / one for value in values for one in (value if isinstance(value, list) else [value])]
+    return sorted(path for path in paths if path.is_file())
+
+
+def _task_text(task: str, content: str) -> str:
+    settings = {
+        "task": task,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{task}.jsonl"}},
+        "test_split": "test",
+        **(_CHOICE if task != "code_text" else _TEXT),
+        "metadata": {"version": VERSION, "content_hash": content},
+    }
+    return yaml.safe_dump(settings, sort_keys=False)
+
+
+def _suite_text(tasks: list[str]) -> str:
+    code = presets()["code"]
+    choices = [{"task": f"{task.name}.yaml", "metric": task.metric} for task in code.tasks if task.name in tasks]
+    averages = {name: [part for part in parts if part in tasks] for name, parts in code.averages.items()}
+    return yaml.safe_dump({"tasks": choices, "averages": {name: parts for name, parts in averages.items() if parts}}, sort_keys=False)

@@ -1,0 +1,169 @@
+"""Held-out loss of a checkpoint on any text, document by document, in memory that does not grow with the text.
+
+Every token of a document is predicted once: the first from the token that stands before a text, the others from as many tokens of the
+document as a window of the model's context holds. This is how lm-evaluation-harness counts too, so both give the same bits per byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from outgrow.data.corpus import Document, is_held_out, read
+from outgrow.errors import OutgrowError
+from outgrow.evaluation.model import Opened
+
+IGNORED = -100  # the label of padding
+
+
+@dataclass
+class Sums:
+    """What is kept of the documents of a source: sums, so that a million documents take as much room as one.
+
+    The standard error of a ratio of sums, sum(nats) / sum(tokens), is over documents and to first order (the delta method).
+    """
+
+    documents: int = 0
+    nats: float = 0.0
+    tokens: float = 0.0
+    bytes: float = 0.0
+    nats_nats: float = 0.0
+    nats_tokens: float = 0.0
+    nats_bytes: float = 0.0
+    tokens_tokens: float = 0.0
+    bytes_bytes: float = 0.0
+
+    def add(self, nats: float, tokens: int, bytes_: int) -> None:
+        """One document."""
+        self.documents += 1
+        self.nats, self.tokens, self.bytes = self.nats + nats, self.tokens + tokens, self.bytes + bytes_
+        self.nats_nats, self.nats_tokens, self.nats_bytes = (
+            self.nats_nats + nats * nats,
+            self.nats_tokens + nats * tokens,
+            self.nats_bytes + nats * bytes_,
+        )
+        self.tokens_tokens, self.bytes_bytes = self.tokens_tokens + tokens * tokens, self.bytes_bytes + bytes_ * bytes_
+
+    def row(self) -> dict[str, Any]:
+        """documents, tokens, bytes, loss in nats per token, bits per byte, and their standard errors (None for one document)."""
+        loss, per_byte = self.nats / self.tokens, self.nats / self.bytes
+        return {
+            "documents": self.documents,
+            "tokens": int(self.tokens),
+            "bytes": int(self.bytes),
+            "loss": loss,
+            "loss_stderr": self._error(loss, self.tokens, self.nats_tokens, self.tokens_tokens),
+            "bits_per_byte": per_byte / math.log(2),
+            "bits_per_byte_stderr": _bits(self._error(per_byte, self.bytes, self.nats_bytes, self.bytes_bytes)),
+        }
+
+    def _error(self, ratio: float, lower: float, cross: float, square: float) -> float | None:
+        if self.documents < 2:
+            return None
+        squares = max(0.0, self.nats_nats - 2 * ratio * cross + ratio**2 * square)
+        return math.sqrt(squares * self.documents / (self.documents - 1)) / lower
+
+
+def corpus_loss(
+    opened: Opened,
+    sources: Sequence[str],
+    validation_share: float | None = 0.04,
+    text_key: str = "text",
+    documents: int | None = None,
+    by_file: bool = False,
+    batch_size: int = 8,
+) -> dict[str, dict[str, Any]]:
+    """Source -> its row of `Sums.row`; with several sources or files also `all`.
+
+    Args:
+        opened: the model.
+        sources: see `outgrow.data.corpus.read`.
+        validation_share: the share of documents that is held out, as in training, and that alone is read; None reads every document.
+        text_key: where the text is in records.
+        documents: of each source, at most.
+        by_file: one row a file, and not one a source.
+        batch_size: windows at once.
+
+    Raises:
+        OutgrowError: a source that cannot be read, or of which nothing is held out.
+    """
+    found: dict[str, Sums] = {}
+    whole = Sums()
+    for source in sources:
+        texts = (one for one in read([source], text_key) if validation_share is None or is_held_out(one, validation_share))
+        before = whole.documents
+        for document, nats, tokens in _scored(opened, islice(texts, documents), batch_size):
+            size = len(document.text.encode())
+            for sums in (whole, found.setdefault(f"{source}: {document.name}" if by_file else source, Sums())):
+                sums.add(nats, tokens, size)
+        if whole.documents == before:
+            raise OutgrowError(f"no document of '{source}' is held out; give a larger --validation-share, or read all with --all")
+    rows = {name: sums.row() for name, sums in found.items()}
+    return rows if len(rows) == 1 else rows | {"all": whole.row()}
+
+
+@torch.no_grad()
+def _scored(opened: Opened, documents: Iterable[Document], batch_size: int) -> Iterator[tuple[Document, float, int]]:
+    """(document, nats, tokens) of each, in order; windows of neighbouring documents share a batch."""
+    waiting: list[tuple[Document, int, list[float], int]] = []  # document, windows, nats of those that are done, tokens
+    batch: list[tuple[list[int], list[int]]] = []
+    owners: list[list[float]] = []
+
+    def run() -> None:
+        for nats, owner in zip(_nats(opened, batch), owners, strict=True):
+            owner.append(nats)
+        batch.clear()
+        owners.clear()
+
+    for document in documents:
+        tokens = opened.tokenizer(document.text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        if not tokens:
+            continue
+        done: list[float] = []
+        pieces = list(windows(tokens, opened.prefix, opened.context))
+        waiting.append((document, len(pieces), done, len(tokens)))
+        for piece in pieces:
+            batch.append(piece)
+            owners.append(done)
+            if len(batch) == batch_size:
+                run()
+        while waiting and len(waiting[0][2]) == waiting[0][1]:
+            first = waiting.pop(0)
+            yield first[0], sum(first[2]), first[3]
+    if batch:
+        run()
+    for first in waiting:
+        yield first[0], sum(first[2]), first[3]
+
+
+def windows(tokens: list[int], prefix: int, context: int) -> Iterator[tuple[list[int], list[int]]]:
+    """(inputs, labels) of at most `context` tokens each that predict every token once; the last reaches back as far as it may."""
+    row = [prefix, *tokens]
+    for start in range(0, len(tokens), context):
+        end = min(start + context, len(tokens))
+        begin = max(0, end - context)
+        yield row[begin:end], [IGNORED] * (start - begin) + tokens[start:end]
+
+
+def _nats(opened: Opened, batch: list[tuple[list[int], list[int]]]) -> list[float]:
+    """The summed cross-entropy of each window, in float32 from the model's logits."""
+    longest = max(len(labels) for _, labels in batch)
+    inputs_BT = torch.tensor([[*inputs, *[opened.prefix] * (longest - len(inputs))] for inputs, _ in batch])
+    labels_BT = torch.tensor([[*labels, *[IGNORED] * (longest - len(labels))] for _, labels in batch])
+    logits_BTV = opened.model(input_ids=inputs_BT.to(opened.device), use_cache=False).logits
+    labels_BT = labels_BT.to(opened.device)
+    losses = [
+        F.cross_entropy(row.float(), labels, reduction="sum", ignore_index=IGNORED)
+        for row, labels in zip(logits_BTV, labels_BT, strict=True)
+    ]
+    return torch.stack(losses).tolist()
+
+
+def _bits(nats: float | None) -> float | None:
+    return None if nats is None else nats / math.log(2)

@@ -1,0 +1,148 @@
+"""A checkpoint opened to be asked: the model that `transformers` makes of it, its tokenizer, and a hash of its weights.
+
+No code and no pickle of a checkpoint is run: weights are safetensors, families are those that `transformers` has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE
+from outgrow.config import hash_of
+from outgrow.errors import OutgrowError
+from outgrow.files import read_json
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+_UNSAID = 2048  # tokens, where a config does not say how many it takes
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model in memory.
+
+    Attributes:
+        model: of transformers, on `device`, not in training.
+        tokenizer: of transformers.
+        context: tokens that it sees at once, at most.
+        prefix: the token before a text: what begins a text, or else what ends one.
+    """
+
+    model: Any
+    tokenizer: Any
+    context: int
+    prefix: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def open_model(
+    directory: Path, tokenizer: str | None = None, context: int | None = None, device: str | None = None, dtype: str = "auto"
+) -> Opened:  # fmt: skip
+    """Opens a checkpoint directory of any family that `transformers` has.
+
+    Args:
+        directory: grown, trained, or from elsewhere; a half-open masked one holds the weights that it runs on.
+        tokenizer: a directory with a tokenizer, where the checkpoint has none.
+        context: tokens that it may see at once; as many as its config says if not given.
+        device: `cuda` where there is one, or else `cpu`, if not given.
+        dtype: `auto` is what the weights are stored in, and float32 on a CPU.
+
+    Raises:
+        OutgrowError: no checkpoint, no tokenizer, weights that are only pickled, a family that needs code of its own.
+    """
+    if dtype not in DTYPES:
+        raise OutgrowError(f"--dtype takes {', '.join(DTYPES)}, not '{dtype}'")
+    if not (directory / CONFIG).is_file():
+        raise OutgrowError(f"there is no checkpoint in '{directory}': no '{CONFIG}'")
+    place = _device(device)
+    chosen = "float32" if dtype == "auto" and place.type == "cpu" else dtype
+    words = _tokenizer(directory, tokenizer)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=chosen, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise OutgrowError(f"transformers cannot open '{directory}': {_first(error)}") from None
+    entries = model.get_input_embeddings().weight.shape[0]
+    if len(words) > entries:
+        raise OutgrowError(
+            f"the tokenizer has {len(words):,} entries and the model of '{directory}' {entries:,}; give the tokenizer it was trained with, "
+            "--tokenizer DIR"
+        )
+    return Opened(model.to(place).eval(), words, _context(model.config, context), _prefix(words, directory))
+
+
+def weights_hash(directory: Path) -> str:
+    """One sha256 for a checkpoint's weights and config: what it computes, whatever lies beside them."""
+    sharded = (directory / INDEX).is_file()
+    names = sorted(set(read_json(directory / INDEX).get("weight_map", {}).values())) if sharded else [SINGLE]
+    missing = [name for name in (CONFIG, *names) if not (directory / name).is_file()]
+    if missing:
+        raise OutgrowError(f"there is no '{missing[0]}' in '{directory}'; give a checkpoint directory with safetensors in it")
+    return hashlib.sha256("".join(_sha256(directory / name) for name in (CONFIG, *names)).encode()).hexdigest()
+
+
+def tokenizer_hash(directory: Path, tokenizer: str | None) -> str:
+    """A hash of a tokenizer's files."""
+    folder = Path(tokenizer) if tokenizer else directory
+    return hash_of({name: _sha256(folder / name) for name in _TOKENIZERS if (folder / name).is_file()})
+
+
+def _tokenizer(directory: Path, given: str | None) -> Any:
+    folder = Path(given) if given else directory
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise OutgrowError(f"'{folder}' has no tokenizer; give the directory of the one that the model was trained with, --tokenizer DIR")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizer libraries raise what they like
+        raise OutgrowError(f"the tokenizer in '{folder}' cannot be opened ({_first(error)}); give another, --tokenizer DIR") from None
+
+
+def _prefix(tokenizer: Any, directory: Path) -> int:
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise OutgrowError(
+        f"the tokenizer of '{directory}' names no token that begins or ends a text; set eos_token in its tokenizer_config.json"
+    )
+
+
+def _context(config: Any, asked: int | None) -> int:
+    known = [getattr(config, name) for name in _LENGTHS if isinstance(getattr(config, name, None), int) and getattr(config, name) > 0]
+    longest = known[0] if known else _UNSAID
+    if asked and known and asked > longest:
+        raise OutgrowError(f"--context {asked:,} is more than the {longest:,} tokens that the model takes at once; ask for fewer")
+    return asked or longest
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        found = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise OutgrowError(f"--device takes cpu, cuda, cuda:1, mps, ..., not '{name}'") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise OutgrowError("--device cuda is asked for and torch finds none; leave it out, or install torch for CUDA")
+    return found
+
+
+def _first(error: Exception) -> str:
+    return " ".join(str(error).split())[:240] or type(error).__name__
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
