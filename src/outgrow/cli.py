@@ -194,8 +194,7 @@ def fit(
     from outgrow.lab import fitting
     from outgrow.lab.advise import quantity
 
-    if figure and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise OutgrowError(f"--figure takes a file that ends in .png, .svg or .pdf, not '{figure}'")
+    _picture(figure)
     named, rows = (dict(_pair(text, option) for text in given or []) for given, option in ((column, "--column"), (only, "--only")))
     budget = quantity(flops, "--flops") if flops else None
     found = fitting.fit_files(files, law, named, rows, by, resamples, grid)
@@ -555,6 +554,44 @@ def sample(
     print("\n\n".join(f"--- {number}\n{text}" for number, text in enumerate(texts, 1)) if count > 1 else texts[0])
 
 
+@app.command(name="diagnose")
+def diagnose_(
+    checkpoints: Annotated[list[str], typer.Argument(help="Checkpoint directories or hub ids; several of one run show how copies part.")],
+    documents: Annotated[int, typer.Option(min=0, help="Held-out documents on which each layer is skipped in turn; 0 skips none.")] = 20,
+    no_ranks: Annotated[bool, typer.Option("--no-ranks", help="Leave out effective ranks, whose cost is cubic in the width.")] = False,
+    corpus: Corpora = None,
+    validation_share: Share = 0.04,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    tokenizer: TokenizerOf = None,
+    output: Annotated[Path | None, typer.Option(help="A page (HTML) with all figures.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="The figures as PNG, SVG or PDF.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what growth left in checkpoints, layer by layer: size, effective rank, likeness of copies, what each layer adds to the loss."""
+    from dataclasses import asdict
+
+    from outgrow.checkpoint.hub import local
+    from outgrow.evaluation.skipped import held_out
+    from outgrow.lab import diagnosing
+
+    _picture(figure)
+    texts = held_out(corpus or ["python"], documents, _share(validation_share) or 0.04) if documents else []
+    found = {
+        name: diagnosing.diagnose_with(local(name), texts, not no_ranks, batch_size, device=device, dtype=dtype, tokenizer=tokenizer)
+        for name in dict.fromkeys(checkpoints)
+    }
+    if as_json:
+        print(json.dumps(_without_nan({name: asdict(one) for name, one in found.items()}), indent=2))
+    else:
+        for name, one in found.items():
+            print(f"{name}: {one.tokens:,} tokens" + ("" if one.loss is None else f", held-out loss {one.loss:.4f}"))
+            _print_table(diagnosing.rows(one))
+        print("\n".join(diagnosing.sentences(found)))
+    diagnosing.write_diagnosis(found, output, figure)
+
+
 @app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="A checkpoint directory, a safetensors file or a hub id.")],
@@ -693,6 +730,20 @@ def _share(value: float) -> float:
     if not 0 < value < 1:
         raise OutgrowError(f"--validation-share takes a share between 0 and 1, such as 0.04, not {value:g}")
     return value
+
+
+def _picture(path: Path | None) -> None:
+    if path and path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise OutgrowError(f"--figure takes a file that ends in .png, .svg or .pdf, not '{path}'")
+
+
+def _without_nan(value: Any) -> Any:
+    """Plain data in which what is not known is null, as JSON has it."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def _told(line: str) -> None:

@@ -142,6 +142,7 @@ def _receipt(
         parents=hashes,
         parent=before.as_json(),
         skipped=before.skipped,
+        copies=plan.copies or None,
     )
 
 

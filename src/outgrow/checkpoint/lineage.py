@@ -12,7 +12,7 @@ from outgrow.files import read_json
 LINEAGE = "outgrow.json"
 _TYPES: dict[str, Any] = {
     "tokens": int, "flops": (int, float), "run": str, "plan": dict, "optimizer": str, "measured": dict, "trains": list,
-    "parents": dict, "parent": dict, "skipped": int,
+    "parents": dict, "parent": dict, "skipped": int, "copies": dict,
 }  # fmt: skip
 
 
@@ -31,6 +31,7 @@ class Lineage:
         parents: file name -> sha256 of every weight file it was grown from.
         parent: the lineage of the directory it was grown from.
         skipped: tokens of data that its runs left out, before a loss spike.
+        copies: space, `layer` among them -> old index that each new one copied at the last growth, negative for none.
     """
 
     tokens: int = 0
@@ -43,6 +44,7 @@ class Lineage:
     parents: dict[str, str] | None = None
     parent: dict[str, Any] | None = None
     skipped: int | None = None
+    copies: dict[str, list[int]] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}

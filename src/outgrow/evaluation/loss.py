@@ -108,6 +108,12 @@ def corpus_loss(
     return rows if len(rows) == 1 else rows | {"all": whole.row()}
 
 
+def mean_loss(opened: Opened, documents: Iterable[Document], batch_size: int = 8) -> float:
+    """Nats a token over documents."""
+    scored = [(nats, tokens) for _, nats, tokens in _scored(opened, documents, batch_size)]
+    return sum(nats for nats, _ in scored) / sum(tokens for _, tokens in scored)
+
+
 @torch.no_grad()
 def _scored(opened: Opened, documents: Iterable[Document], batch_size: int) -> Iterator[tuple[Document, float, int]]:
     """(document, nats, tokens) of each, in order; windows of neighbouring documents share a batch."""

@@ -269,6 +269,21 @@ class GrowthPlan:
         return [*(self.after.stages if self.after else []), self]
 
     @property
+    def copies(self) -> dict[str, list[int]]:
+        """Space, `layer` among them -> [new] old index that each new one copies, through all stages; negative for none.
+
+        Spaces that no stage grows by copying are left out.
+        """
+        found: dict[str, list[int]] = {}
+        for stage in self.stages:
+            grown = {} if stage.depth_maps else {"layer": list(stage.layers)}
+            grown |= {name: lift.source.tolist() for name, lift in stage.lifts.items() if isinstance(lift, Lift)}
+            for space, sources in grown.items():
+                before = found.get(space)
+                found[space] = [before[old] if before and old >= 0 else old for old in sources]
+        return {space: sources for space, sources in found.items() if sources != list(range(len(sources)))}
+
+    @property
     def origin(self) -> Config:
         """config.json of the very first source."""
         return self.stages[0].source_config

@@ -79,7 +79,8 @@ class Comparison(Settings):
         if arm == "scratch":
             return self._run("scratch", seed, self.learning_rates.scratch, end, model=self.model)
         grown = Start(run=self.base(seed), operator="stack", knobs={"factor": self.factor})
-        return self._run("target", seed, self.learning_rates.target, end, start=grown)
+        first = self._steps(self.growth_tokens)  # kept, so that copies can be followed from the instant of growth
+        return self._run("target", seed, self.learning_rates.target, end, start=grown, keep=(first,))
 
     def base(self, seed: int) -> RunConfig:
         """The small model that is grown."""

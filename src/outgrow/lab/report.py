@@ -11,9 +11,12 @@ import plotly.graph_objects as go
 
 from outgrow.arch import arch_for
 from outgrow.files import read_json
+from outgrow.lab.diagnosing import diagnoses_of, figures, recoveries_of, sentences
 from outgrow.lab.evaluating import ERROR, shown
+from outgrow.lab.figures import as_plotly
 from outgrow.lab.outcome import ARMS, Figure, Outcome, cost, figure
 from outgrow.lab.page import write_page
+from outgrow.lab.recovery import Recovery
 from outgrow.lab.runs import parent_of
 from outgrow.lab.speedup import Curve
 from outgrow.training.loop import EVALUATED
@@ -25,10 +28,15 @@ NAMES: Mapping[str, str] = {"scratch": "from scratch", "grown": "grown (base + t
 def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> None:
     """Writes the report of a comparison; `tried` is the JSON file of what was tried to tune its recipe."""
     tasks = outcome.evaluated()
+    diagnoses = diagnoses_of(outcome)
+    main = [draw(outcome), *([draw_task(outcome, tasks[-1])] if tasks else [])]
     write_page(
         "report.html.j2",
         path,
-        [draw(outcome), *([draw_task(outcome, tasks[-1])] if tasks else [])],
+        [*main, *(as_plotly(one, 380) for one in figures(diagnoses))],
+        first_diagnosis=len(main),
+        diagnosed=list(sentences(diagnoses)),
+        recovery=recovery_sentence(recoveries_of(outcome)),
         outcome=outcome,
         recipe=outcome.recipe,
         base_layers=arch_for(outcome.recipe.model).layers(outcome.recipe.base_model()),
@@ -67,6 +75,18 @@ def task_rows(outcome: Outcome, tasks: list[str]) -> list[tuple[str, str, list[s
 
 def _mean_and_error(values: list[float], own: float | None) -> tuple[float, float | None]:
     return (mean(values), stdev(values) / len(values) ** 0.5) if len(values) > 1 else (values[0], own)
+
+
+def recovery_sentence(found: list[Recovery]) -> str:
+    """The spike at growth and its length, over seeds."""
+    lengths = [one.tokens for one in found if one.tokens is not None]
+    whole = len(lengths) == len(found)
+    back = f"made good after {mean(lengths):,.0f} tokens" if whole else "not made good within the run"
+    return (
+        f"At growth the held-out loss went from {mean(one.before for one in found):.3f} to {mean(one.after for one in found):.3f}, and "
+        f"reached {mean(one.peak for one in found):.3f} at most: a spike of {mean(one.spike for one in found):.3f} nats, {back} "
+        f"({'mean of ' if len(found) > 1 else ''}{len(found)} seed{'s' if len(found) > 1 else ''}, read at validations)."
+    )
 
 
 def sentence(found: Figure | None, seeds: int) -> str:

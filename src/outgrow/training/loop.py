@@ -63,6 +63,7 @@ class Run:
     clock: Clock
     first: int  # the clock at which this run began
     flops_per_token: int
+    copies: dict[str, list[int]] | None = None  # at the last growth
     masks: Masks | None = None
     rewarm: Rewarm | None = None
     writer: Writer = field(default_factory=Writer)
@@ -265,7 +266,7 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
         _forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
     wait()
     flops = flops_per_token(arch, model_config, config.data.context)
-    run = Run(config, directory, packed, model, parameters, decoder, optimizer, clock, first, flops, masks, rewarm)
+    run = Run(config, directory, packed, model, parameters, decoder, optimizer, clock, first, flops, origin.copies, masks, rewarm)
     losses = [row["loss"] for row in read_rows(directory) if "loss" in row]
     run.recent.extend(losses[-config.spike.window :])
     return run
@@ -413,7 +414,7 @@ def _save(run: Run) -> None:
     run.writer.finish()
     _tidy(run)
     if not place.exists():
-        state = state_of(run.model.config, run.parameters, run.optimizer, run.clock, run.config.identity(), run.seen())
+        state = state_of(run.model.config, run.parameters, run.optimizer, run.clock, run.config.identity(), run.seen(), run.copies)
         run.writer.write(place, state, run.packed.tokenizer_files)
 
 

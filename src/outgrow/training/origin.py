@@ -78,6 +78,7 @@ def grown_in_place(
         plan=plan.as_json(),
         trains=fresh if plan.trains_only_fresh else None,
         skipped=clock.skipped or None,
+        copies=plan.copies or None,
     )
 
     def restore(target: Optimizer) -> int:

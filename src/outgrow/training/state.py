@@ -63,8 +63,9 @@ class State:
 
 
 def state_of(
-    config: Any, parameters: Mapping[str, Tensor], optimizer: Optimizer, clock: Clock, run: str, seen: Mapping[str, Tensor] | None = None
-) -> State:
+    config: Any, parameters: Mapping[str, Tensor], optimizer: Optimizer, clock: Clock, run: str,
+    seen: Mapping[str, Tensor] | None = None, copies: dict[str, list[int]] | None = None,
+) -> State:  # fmt: skip
     """A copy of all that a checkpoint holds.
 
     Args:
@@ -74,11 +75,12 @@ def state_of(
         clock: the run's.
         run: its identity.
         seen: the parameters that the model runs on, where masks still hide some of its own.
+        copies: what copied what at the last growth.
     """
     hidden = {name: parameters[name] for name in seen or {} if seen and seen[name] is not parameters[name]}
     trained = [name for name, value in parameters.items() if value.requires_grad]
     trains = trained if len(trained) < len(parameters) else None
-    receipt = Lineage(tokens=clock.tokens, flops=clock.flops, run=run, trains=trains, skipped=clock.skipped or None)
+    receipt = Lineage(tokens=clock.tokens, flops=clock.flops, run=run, trains=trains, skipped=clock.skipped or None, copies=copies)
     moments = {moment: snapshot(values) for moment, values in optimizer.moments().items()}
     return State(snapshot(seen or parameters), snapshot(hidden), moments, config, clock, receipt)
 
