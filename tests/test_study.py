@@ -262,7 +262,13 @@ def test_a_study_of_made_up_runs_is_reported(tmp_path):
     for made in fits.values():
         assert 0.08 < made.derived["best growth_tokens"] / max(scale.budgets) < 0.2
     titles = [picture.title for picture in pictures(one)]
-    assert titles == ["timing: held-out loss", "timing: speed-up", "timing: annealed speed-up", "timing: parabolas at equal FLOPs"]
+    assert titles == [
+        "timing: held-out loss",
+        "timing: speed-up",
+        "timing: annealed speed-up",
+        "timing: parabolas at equal FLOPs",
+        "timing: loss after growth",
+    ]
 
 
 def test_laws_of_sizes_are_found(tmp_path):

@@ -12,7 +12,8 @@ from typing import Any
 from outgrow.errors import OutgrowError
 from outgrow.lab.findings import PROTOCOLS, Figure, Finding, findings, rank_correlation, spread
 from outgrow.lab.records import Record, Records
-from outgrow.lab.study import Scale, Study, open_study
+from outgrow.lab.recovery import recovery
+from outgrow.lab.study import Scale, Study, Trial, open_study
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,29 @@ def sweep_table(studied: Studied) -> tuple[list[float], list[tuple[str, list[str
         cells = [_swept(row.sweep.losses.get(rate)) for rate in rates]
         rows.append((row.name, cells, rates.index(row.sweep.best) if row.sweep.best else None))
     return rates, rows
+
+
+def recovery_table(studied: Studied) -> list[tuple[str, ...]]:
+    """(arm, loss before growth, after it, spike, tokens until it was made good) over seeds, of the last growth of the longest trunk."""
+    rows: list[tuple[str, ...]] = []
+    for row in studied.rows:
+        found = [recovery(*known) for one in row.trials if (known := last_growth(one, studied.records))]
+        if found:
+            lengths = [one.tokens for one in found if one.tokens is not None]
+            back = f"{mean(lengths):,.0f}" if len(lengths) == len(found) else f"never in {len(found) - len(lengths)} of {len(found)} seeds"
+            losses = (mean(one.before for one in found), mean(one.after for one in found), mean(one.spike for one in found))
+            rows.append((row.name, *(f"{loss:.3f}" for loss in losses), back))
+    return rows
+
+
+def last_growth(one: Trial, records: Records) -> tuple[float, list[tuple[int, float]]] | None:
+    """(held-out loss of what was grown, (tokens, loss) of the grown run) of a trial's longest trunk; None where nothing grows."""
+    run = one.trunks[max(one.trunks)]
+    if run.start is None or run.start.run is None or not run.start.operator:
+        return None
+    grown = records[run.identity()]
+    before = [loss for tokens, _, loss, _ in records[run.start.run.identity()].points if tokens <= grown.points[0][0]]
+    return before[-1], [(int(tokens), loss) for tokens, _, loss, _ in grown.points]
 
 
 def sentences(studied: Studied) -> Iterator[str]:

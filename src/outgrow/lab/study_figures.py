@@ -15,7 +15,7 @@ from outgrow.lab.figures import Series
 from outgrow.lab.findings import PROTOCOLS, Finding
 from outgrow.lab.records import Records
 from outgrow.lab.speedup import Curve, equal_loss, loss_at
-from outgrow.lab.studies import Studied, quoted
+from outgrow.lab.studies import Studied, last_growth, quoted
 from outgrow.lab.study import Trial
 from outgrow.scaling import LAWS, Fit, fit
 from outgrow.scaling.laws import Columns
@@ -25,7 +25,8 @@ RED = "#dc2626"
 
 def pictures(studied: Studied) -> list[Picture]:
     """All figures that the records can draw."""
-    drawn = [curves(studied), speed_ups(studied), along(studied), instants(studied), by_budget(studied), laws(studied)]
+    makers = (curves, speed_ups, along, instants, by_budget, laws, after_growth)
+    drawn = [make(studied) for make in makers]
     return [one for one in drawn if one]
 
 
@@ -133,6 +134,17 @@ def best_instants(studied: Studied, levels: int = 3) -> Mapping[float, Fit]:
         if len(set(d)) >= 3:
             found[float(flops)] = fit(LAWS["parabola"], {"growth_tokens": np.array(d), "loss": np.array(losses)})
     return found
+
+
+def after_growth(studied: Studied) -> Picture | None:
+    """Held-out loss above that of what was grown, against tokens since growth; the last growth of the first seed's longest trunk."""
+    series: list[Series] = []
+    for row in studied.rows:
+        if row.trials and (known := last_growth(row.trials[0], studied.records)):
+            before, points = known
+            series.append(Series(row.name, [float(tokens - points[0][0]) for tokens, _ in points], [loss - before for _, loss in points]))
+    title = f"{studied.study.name}: loss after growth"
+    return Picture(title, "tokens since growth", "above the loss of what was grown, nats", series, level=0.0) if series else None
 
 
 def by_budget(studied: Studied) -> Picture | None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from outgrow.lab.figures import as_plotly, save_figures
 from outgrow.lab.page import write_page
-from outgrow.lab.studies import Studied, budget_table, main_table, sentences, sweep_table
+from outgrow.lab.studies import Studied, budget_table, main_table, recovery_table, sentences, sweep_table
 from outgrow.lab.study_figures import best_instants, fitted_laws, pictures
 from outgrow.scaling.laws import LAWS
 
@@ -25,7 +25,7 @@ def write_studies(studies: Sequence[Studied], page: Path, pictures_to: Path | No
     counts = {file: len(of_one) for file, of_one in figures.items()}
     write_page(
         "studies.html.j2", page, flat, studies=studies, counts=counts, fits={one.file: list(fit_rows(one)) for one in studies},
-        main_table=main_table, budget_table=budget_table, sweep_table=sweep_table, sentences=sentences,
+        main_table=main_table, budget_table=budget_table, sweep_table=sweep_table, sentences=sentences, recovery_table=recovery_table,
     )  # fmt: skip
     for file, of_one in figures.items() if pictures_to else ():
         for figure in of_one:
