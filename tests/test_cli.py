@@ -14,6 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from outgrow.cli import _short
+
 from .recipes import TINY_COMPARISON, TINY_RUN, write
 
 ROOT = Path(__file__).parents[1]
@@ -196,3 +198,18 @@ def test_make_sets_up_what_the_readme_promises():
     assert "-m pytest" in done.stdout
     assert "outgrow demo" in done.stdout
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["a/b/c"], ["c"]),
+        (["runs/x-1/checkpoints/005", "runs/y-2/checkpoints/005"], ["x-1", "y-2"]),
+        (["runs/x/checkpoints/005", "runs/x/checkpoints/010"], ["005", "010"]),
+        (["grown", "base"], ["grown", "base"]),
+        (["a/b", "a/b/c"], ["b", "b/c"]),
+        (["a", "a/b/a"], ["a", "a/b/a"]),
+    ],
+)
+def test_paths_are_shown_by_what_tells_them_apart(names, short):
+    assert _short(names) == short

@@ -487,7 +487,7 @@ def evaluate(
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    _print_table(results.table(suite, found))
+    _print_table(results.table(suite, dict(zip(_short(list(found)), found.values(), strict=True))))
     if rows := results.reference_table(suite):
         _print_table(rows)
         print(f"reference: {suite.reference.source if suite.reference else ''}")
@@ -577,10 +577,11 @@ def diagnose_(
     from outgrow.lab import diagnosing
 
     _picture(figure)
+    names = list(dict.fromkeys(checkpoints))
     texts = held_out(corpus or ["python"], documents, _share(validation_share) or 0.04) if documents else []
     found = {
-        name: diagnosing.diagnose_with(local(name), texts, not no_ranks, batch_size, device=device, dtype=dtype, tokenizer=tokenizer)
-        for name in dict.fromkeys(checkpoints)
+        short: diagnosing.diagnose_with(local(name), texts, not no_ranks, batch_size, device=device, dtype=dtype, tokenizer=tokenizer)
+        for short, name in zip(names if as_json else _short(names), names, strict=True)
     }
     if as_json:
         print(json.dumps(_without_nan({name: asdict(one) for name, one in found.items()}), indent=2))
@@ -744,6 +745,17 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(one) for one in value]
     return None if isinstance(value, float) and value != value else value
+
+
+def _short(names: list[str]) -> list[str]:
+    """Paths without the parts that all of them have in front or behind, so that what tells them apart stays."""
+    parts = [Path(name).parts for name in names]
+    if len(parts) < 2:
+        return [Path(name).name for name in names]
+    shortest = min(map(len, parts))
+    front = next((i for i in range(shortest) if len({one[i] for one in parts}) > 1), shortest - 1)
+    back = next((i for i in range(shortest - front) if len({one[-1 - i] for one in parts}) > 1), shortest - front - 1)
+    return ["/".join(one[front : len(one) - back]) for one in parts]
 
 
 def _told(line: str) -> None:
