@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -217,6 +218,16 @@ def test_learned_maps_lower_the_loss_they_start_from_and_are_paid_for(base, grow
     on = run.model_copy(update={"name": "plain", "start": Start(checkpoint=str(tmp_path / "untrained"))})
     execute(on, root, Observer())
     assert validation(run, root)[0] < validation(on, root)[0]
+
+
+@pytest.mark.parametrize(("noise", "parted"), [(0.0, False), (0.2, True)])
+def test_learned_maps_part_copies_where_they_begin_with_noise_and_only_there(base, grow_on, tmp_path, noise, parted):
+    run, root = grow_on(f"learn-width(ffn=64, noise={noise})", learn=LearnConfig(steps=20, batch_tokens=BATCH, learning_rate=1e-2)), tmp_path
+    execute(run, root / "runs", Observer())
+    plan = GrowthPlan.from_json(read_lineage(place(run, root / "runs") / GROWN).plan)
+    matrix = np.asarray(plan.lifts["ffn"].matrix)
+    old = matrix.shape[1]
+    assert bool(np.abs(matrix[old:] - matrix[: len(matrix) - old]).max() > 1e-2) is parted
 
 
 def test_the_base_is_frozen_while_maps_are_learned(base, grow_on, tmp_path):
