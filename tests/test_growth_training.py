@@ -222,7 +222,10 @@ def test_learned_maps_lower_the_loss_they_start_from_and_are_paid_for(base, grow
 
 @pytest.mark.parametrize(("noise", "parted"), [(0.0, False), (0.2, True)])
 def test_learned_maps_part_copies_where_they_begin_with_noise_and_only_there(base, grow_on, tmp_path, noise, parted):
-    run, root = grow_on(f"learn-width(ffn=64, noise={noise})", learn=LearnConfig(steps=20, batch_tokens=BATCH, learning_rate=1e-2)), tmp_path
+    run, root = (
+        grow_on(f"learn-width(ffn=64, noise={noise})", learn=LearnConfig(steps=20, batch_tokens=BATCH, learning_rate=1e-2)),
+        tmp_path,
+    )
     execute(run, root / "runs", Observer())
     plan = GrowthPlan.from_json(read_lineage(place(run, root / "runs") / GROWN).plan)
     matrix = np.asarray(plan.lifts["ffn"].matrix)

@@ -348,8 +348,8 @@ def test_a_study_is_trained_killed_gone_on_with_and_reported(folder, tmp_path):
     end = time.monotonic() + 120
     while time.monotonic() < end and not (path.exists() and path.read_text().count("\n") >= 3):
         time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
+    first.kill()
+    first.communicate()  # ends when the workers, who hold its pipes, have ended too
     kept = path.read_text().splitlines()
     again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert again.returncode == 0, again.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import math
+import os
 import signal
 import subprocess
 import time
@@ -12,8 +13,9 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 from outgrow.data.packed import prepare
@@ -25,6 +27,7 @@ from outgrow.lab.study import Scale, Study, Trial, trial
 from outgrow.training.config import RunConfig
 
 MOST_RATES = 6  # of a sweep whose best keeps lying at its edge
+_busy = Lock()  # held by a worker while it trains
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def train_one(run: RunConfig, root: Path) -> str:
 
     stop = _Stop()
     root.mkdir(parents=True, exist_ok=True)
-    with (root / f".{run.identity()}.lock").open("w") as lock:
+    with _busy, (root / f".{run.identity()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a worker that outlived its killed parent may still be at it
         try:
             execute(run, root, stop)
@@ -185,8 +188,19 @@ def _single(threads: int) -> None:
     import torch
     import transformers
 
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed saves what it is at, and ends; by itself it would wait for work for ever."""
+    parent = parent_process()
+    assert parent
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with _busy:
+        os._exit(1)
 
 
 def _first(going: dict[Future[str], RunConfig]) -> list[Future[str]]:

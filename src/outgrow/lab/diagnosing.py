@@ -61,10 +61,10 @@ def figures(found: Mapping[str, Diagnosis]) -> list[Figure]:
     drawn: list[Figure] = []
     grown = next((one for one in found.values() if one.sources), None)
     for title, y, layers_of in (
-        ("size of the weights", "root mean square, mean over matrices", lambda one: _over_matrices(one.rms)),
-        ("effective rank", "share of the largest, mean over matrices", lambda one: _over_matrices(one.rank)),
-        ("what a layer adds", "held-out loss without it minus with it, nats", lambda one: one.skipped),
-        ("likeness of copied layers", "cosine to the first layer of its source", lambda one: one.likeness),
+        ("size of the weights", "root mean square", lambda one: _over_matrices(one.rms)),
+        ("effective rank", "share of the largest", lambda one: _over_matrices(one.rank)),
+        ("what a layer adds", "rise of the loss without it", lambda one: one.skipped),
+        ("likeness of copied layers", "cosine to the first copy", lambda one: one.likeness),
     ):
         series = [line for name, one in found.items() if (line := _line(name, layers_of(one)))]
         ticks = [_layer(grown, layer) for layer in range(len(grown.sources))] if grown else []
@@ -76,8 +76,9 @@ def figures(found: Mapping[str, Diagnosis]) -> list[Figure]:
 
 def sentences(found: Mapping[str, Diagnosis]) -> Iterator[str]:
     """What stands out, in words."""
+    seamed = [name for name, one in found.items() if one.seam_step]
     for name, one in found.items():
-        if one.seams and (step := one.seam_step):
+        if name in (*seamed[:1], *seamed[-1:]) and (step := one.seam_step):
             yield (
                 f"{name}: neighbouring layers differ in size by a factor of {2 ** step[0]:.3f} at the seams between copies "
                 f"(before layers {', '.join(map(str, one.seams))}), and by {2 ** step[1]:.3f} elsewhere."
@@ -124,7 +125,7 @@ def _over_training(found: Mapping[str, Diagnosis]) -> list[Figure]:
     if not any(len({tokens for tokens, _ in of}) > 1 for of in points.values()):
         return []
     series = [Series(name, [x for x, _ in sorted(of)], [y for _, y in sorted(of)]) for name, of in points.items()]
-    return [Figure("copies part as they train", "training tokens", "mean cosine to the first copy", series)]
+    return [Figure("copies part as they train", "training tokens", "cosine to the first copy", series)]
 
 
 def _over_matrices(values: Mapping[str, Layers]) -> Layers:
