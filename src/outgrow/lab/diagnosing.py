@@ -40,7 +40,7 @@ def diagnoses_of(outcome: Outcome) -> dict[str, Diagnosis]:
     recipe, seed, last = outcome.recipe, outcome.seeds[0], max(outcome.recipe.budgets)
     grown = outcome.result(recipe.trunk("grown", seed)).directory
     named: dict[str, Path | None] = {"base": latest_checkpoint(outcome.result(recipe.base(seed)).directory)}
-    named |= {f"grown, {int(place.name) / 1e6:.2f}M tokens": place for place in checkpoints(grown)}
+    named |= {f"grown, {int(place.name) / 1e6:.2f}M": place for place in checkpoints(grown)}
     ends = {f"{arm}, annealed": latest_checkpoint(outcome.result(recipe.branch(arm, seed, last)).directory) for arm in ("grown", "scratch")}
     there = {name: place for name, place in {**named, **ends}.items() if place}
     documents = held_out([recipe.data.corpus], DOCUMENTS, recipe.data.validation_share) if there and not recipe.data.sources else []
@@ -69,7 +69,7 @@ def figures(found: Mapping[str, Diagnosis]) -> list[Figure]:
         series = [line for name, one in found.items() if (line := _line(name, layers_of(one)))]
         ticks = [_layer(grown, layer) for layer in range(len(grown.sources))] if grown else []
         if series:
-            drawn.append(Figure(title, "layer (<- its source in the base)" if grown else "layer", y, series, ticks=ticks))
+            drawn.append(Figure(title, "layer, and what it copies" if grown else "layer", y, series, ticks=ticks))
     drawn += _over_training(found)
     return drawn
 
@@ -143,7 +143,7 @@ def _source(one: Diagnosis, layer: int) -> str:
 
 
 def _layer(one: Diagnosis, layer: int) -> str:
-    return f"{layer} <- {_source(one, layer)}"
+    return f"{layer}\n{_source(one, layer)}"
 
 
 def _number(value: float) -> str:

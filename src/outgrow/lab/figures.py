@@ -56,8 +56,9 @@ class Figure:
 
 
 def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
-    """For a page."""
+    """For a page; a long legend, which takes a line a name on a phone, makes it higher."""
     drawn = go.Figure()
+    height += 12 * max(0, len({one.name for one in figure.series}) - 3)
     for one, colour, first in figure.coloured():
         bars = None
         if one.between:
@@ -86,14 +87,21 @@ def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
         height=height,
         title={"text": figure.title, "font": {"size": 16}, "x": 0, "xref": "paper"},
         margin={"l": 60, "r": 16, "t": 44, "b": 56},
-        legend={"orientation": "h", "y": -0.24, "x": 0, "yanchor": "top"},
+        legend={"orientation": "h", "yref": "container", "y": 0, "x": 0, "yanchor": "bottom"},
         showlegend=figure.in_legend,
-        xaxis={"title": figure.x, "type": "log" if figure.log_x else "linear", "exponentformat": "power"},
+        xaxis={
+            "title": {"text": figure.x, "standoff": 8},
+            "automargin": True,
+            "type": "log" if figure.log_x else "linear",
+            "exponentformat": "power",
+        },
         yaxis={"title": figure.y, "type": "log" if figure.log_y else "linear"},
         font={"family": "system-ui, sans-serif", "size": 14},
     )
     if figure.ticks:
-        drawn.update_xaxes(tickvals=list(range(len(figure.ticks))), ticktext=list(figure.ticks))
+        drawn.update_xaxes(
+            tickvals=list(range(len(figure.ticks))), ticktext=[tick.replace("\n", "<br>") for tick in figure.ticks], tickangle=0
+        )
     if menus := _menus(figure):
         drawn.update_layout(updatemenus=menus, margin_t=88, height=height + 120)
     return drawn
@@ -144,7 +152,7 @@ def save_figures(figures: Sequence[Figure], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8, which="both")
         if figure.ticks:
-            axes.set_xticks(range(len(figure.ticks)), figure.ticks, rotation=45, ha="right")
+            axes.set_xticks(range(len(figure.ticks)), figure.ticks)
         if figure.in_legend:
             axes.legend(fontsize=7, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
