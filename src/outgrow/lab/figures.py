@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-COLOURS = ("#0f766e", "#6b7280", "#b45309", "#1d4ed8", "#be185d", "#4d7c0f", "#7c3aed", "#0e7490", "#a16207", "#dc2626")
+COLOURS = ("#0f766e", "#6b7280", "#b45309", "#1d4ed8", "#be185d", "#4d7c0f", "#7c3aed", "#111827", "#a16207", "#dc2626")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Figure:
         firsts = [self.series[number].name not in (one.name for one in self.series[:number]) for number in range(len(self.series))]
         colours = [one.colour or COLOURS[names.index(one.name) % len(COLOURS)] for one in self.series]
         return list(zip(self.series, colours, firsts, strict=True))
+
+    @property
+    def long_ticks(self) -> bool:
+        return max(map(len, self.ticks), default=0) > 6
 
     @property
     def in_legend(self) -> bool:
@@ -99,9 +103,8 @@ def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
         font={"family": "system-ui, sans-serif", "size": 14},
     )
     if figure.ticks:
-        drawn.update_xaxes(
-            tickvals=list(range(len(figure.ticks))), ticktext=[tick.replace("\n", "<br>") for tick in figure.ticks], tickangle=0
-        )
+        texts = [tick.replace("\n", "<br>") for tick in figure.ticks]
+        drawn.update_xaxes(tickvals=list(range(len(texts))), ticktext=texts, tickangle=45 if figure.long_ticks else 0)
     if menus := _menus(figure):
         drawn.update_layout(updatemenus=menus, margin_t=88, height=height + 120)
     return drawn
@@ -152,7 +155,8 @@ def save_figures(figures: Sequence[Figure], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8, which="both")
         if figure.ticks:
-            axes.set_xticks(range(len(figure.ticks)), figure.ticks)
+            turned = {"rotation": 45, "ha": "right"} if figure.long_ticks else {}
+            axes.set_xticks(range(len(figure.ticks)), figure.ticks, **turned)
         if figure.in_legend:
             axes.legend(fontsize=7, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

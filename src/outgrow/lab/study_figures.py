@@ -144,7 +144,7 @@ def after_growth(studied: Studied) -> Picture | None:
             before, points = known
             series.append(Series(row.name, [float(tokens - points[0][0]) for tokens, _ in points], [loss - before for _, loss in points]))
     title = f"{studied.study.name}: loss after growth"
-    return Picture(title, "tokens since growth", "above the loss of what was grown, nats", series, level=0.0) if series else None
+    return Picture(title, "tokens since growth", "nats above the loss of the base", series, level=0.0) if series else None
 
 
 def by_budget(studied: Studied) -> Picture | None:
