@@ -77,6 +77,8 @@ def test_projected_noise_leaves_the_function_and_parts_the_copies(family):
     verdict = check("direct-width", TINY[family], {**widths, "noise": 0.5})
     assert verdict.broken == []
     assert verdict.logits < EXACT
+    assert verdict.alike == ()
+    assert set(check("direct-width", TINY[family], widths).alike) == set(widths)
     assert check("noise", TINY[family]).logits > 1e-2
 
 

@@ -61,6 +61,12 @@ class Lift:
         first[np.unique(self.source, return_index=True)[1]] = True
         return ~(first & self.held)
 
+    @property
+    def has_equals(self) -> bool:
+        """Are there two copies of an old index that are written and read alike?"""
+        copies = list(zip(self.source[self.held], self.write[self.held], self.read[self.held], strict=True))
+        return len(set(copies)) < len(copies)
+
     def scale(self, role: Role) -> Floats:
         """The [new] factors for a parameter that plays `role` on this space."""
         return {"write": self.write, "read": self.read, "gain": self.gain, "shift": self.write * self.held}[role]

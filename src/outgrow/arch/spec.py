@@ -25,6 +25,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from outgrow.errors import OutgrowError
 from outgrow.spaces import Role
 
@@ -60,6 +63,18 @@ class Axis:
     @property
     def spaces(self) -> set[str]:
         return {space for block in self.blocks for space in block}
+
+    def indices(self, chosen: Mapping[str, NDArray[np.int64]], sizes: Mapping[str, int]) -> NDArray[np.int64]:
+        """Positions along this axis when each space named is read in another order; `sizes` are those of all spaces."""
+        begin, found = 0, list[NDArray[np.int64]]()
+        for block in self.blocks:
+            place = np.zeros(1, np.int64)
+            for space in block:
+                size = size_of(space, sizes)
+                place = np.ravel(place[:, None] * size + chosen.get(space, np.arange(size))[None, :])
+            found.append(begin + place)
+            begin += math.prod(size_of(space, sizes) for space in block)
+        return np.concatenate(found)
 
 
 @dataclass(frozen=True)

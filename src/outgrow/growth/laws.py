@@ -1,14 +1,15 @@
-"""The laws that an operator's claims are tested by: preserves, trains, and gradients that follow the dual lift.
+"""The laws that an operator's claims are tested by: preserves, trains, gradients that follow the dual lift; and whether copies part.
 
 They are measures on arrays, not assertions; tests and receipts say what is small enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from outgrow.arch import Tensor
 from outgrow.growth.apply import Grown
@@ -47,6 +48,42 @@ def gradient_difference(plan: GrowthPlan, source: Mapping[str, Any], target: Map
         old = 1.0 - mask_of(plan, tensor, "empty")
         worst = max(worst, float(abs((grown.state(name, "gradient", "carry") - target[name]) * old).max()))
     return worst
+
+
+def alike(plan: GrowthPlan, weights: Mapping[str, Any]) -> list[str]:
+    """Spaces whose copies trade places without changing any weight of the target, each alone or all at once.
+
+    Such copies get the same gradient, so that training keeps them alike: after steps as before them (derived; Net2Net, 1511.05641,
+    adds noise against it).
+
+    Args:
+        weights: name -> numpy array of the target.
+    """
+    turns = {space: _turned(sources) for space, sources in plan.copies.items() if space not in ("layer", "expert")}
+    turns = {space: turn for space, turn in turns.items() if (turn != np.arange(len(turn))).any()}
+    alone = [space for space, turn in turns.items() if _is_kept(plan, weights, {space: turn})]
+    return list(turns) if _is_kept(plan, weights, turns) else alone
+
+
+def _turned(sources: Sequence[int]) -> NDArray[np.int64]:
+    """[new] the next copy of the same old index, the first after the last; an index itself where it is the only one."""
+    turn = np.arange(len(sources))
+    for source in {one for one in sources if one >= 0}:
+        same = np.flatnonzero(np.equal(sources, source))
+        turn[same] = np.roll(same, -1)
+    return turn
+
+
+def _is_kept(plan: GrowthPlan, weights: Mapping[str, Any], turns: Mapping[str, NDArray[np.int64]]) -> bool:
+    sizes = plan.grown_arch.sizes(plan.target_config)
+    for tensor in plan.grown_arch.tensors(plan.target_config):
+        turned = weights[tensor.name]
+        for place, axis in enumerate(tensor.spec.axes):
+            if axis.spaces & turns.keys():
+                turned = turned.take(axis.indices(turns, sizes), place)
+        if np.abs(turned - weights[tensor.name]).max() > EXACT:
+            return False
+    return True
 
 
 def _dead(plan: GrowthPlan, tensor: Tensor, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

@@ -284,6 +284,19 @@ class GrowthPlan:
         return {space: sources for space, sources in found.items() if sources != list(range(len(sources)))}
 
     @property
+    def alike(self) -> list[str]:
+        """Widened spaces whose copies are equal and get equal gradients, so that training never parts them (`laws.alike`).
+
+        Noise parts them, and so does all else that is random; between experts the router chooses.
+        """
+        found: dict[str, None] = {}
+        for stage in self.stages:
+            equal = {name: None for name, lift in stage.lifts.items() if isinstance(lift, Lift) and lift.has_equals and name != "expert"}
+            random = stage.fill != "zero" or FRESH in stage.layers or any(isinstance(lift, Dense) for lift in stage.lifts.values())
+            found = {} if random or stage.rewrites.keys() - {"diagonal"} else found | equal
+        return list(found)
+
+    @property
     def origin(self) -> Config:
         """config.json of the very first source."""
         return self.stages[0].source_config

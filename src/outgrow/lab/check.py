@@ -21,7 +21,7 @@ from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.growth.fresh import masked
-from outgrow.growth.laws import EXACT, gradient_difference, logit_difference, untrained
+from outgrow.growth.laws import EXACT, alike, gradient_difference, logit_difference, untrained
 from outgrow.growth.operators import OPERATORS, Operator, make_plan
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.tiny import gradients_on_disk, in_modules, on_disk, read_tensors, write_tiny
@@ -42,6 +42,7 @@ class Verdict:
         logits: max |delta logit|.
         dead: what three steps did not change.
         gradients: max |dual lift of the source's gradients - the target's|, where the plan claims it; None elsewhere.
+        alike: widened spaces whose copies are still equal after three steps.
     """
 
     operator: str
@@ -51,6 +52,7 @@ class Verdict:
     logits: float = 0.0
     dead: tuple[str, ...] = ()
     gradients: float | None = None
+    alike: tuple[str, ...] = ()
 
     @property
     def broken(self) -> list[str]:
@@ -64,6 +66,8 @@ class Verdict:
             found.append(f"claims to train, and three steps do not move {self.dead[0]} (and {len(self.dead) - 1} more)")
         if self.gradients is not None and self.gradients > EXACT:
             found.append(f"claims dual gradients, and they differ by {self.gradients:.1e}")
+        if set(self.alike) != set(self.plan.alike):
+            found.append(f"says that copies stay alike in {self.plan.alike}, and after three steps they are in {list(self.alike)}")
         return found
 
 
@@ -94,13 +98,15 @@ def check(
         except OutgrowError as error:
             return Verdict(operator, arch.family, refusal=str(error))
         grown = behaviour(target)
+        before, after = three_steps(plan, target)
         return Verdict(
             operator,
             arch.family,
             plan,
             logits=logit_difference(source.behaviour.logits, grown.logits),
-            dead=tuple(untrained(plan, *three_steps(plan, target))),
+            dead=tuple(untrained(plan, before, after)),
             gradients=gradient_difference(plan, source.behaviour.gradients, grown.gradients) if plan.claims.dual else None,
+            alike=tuple(alike(plan, after)),
         )
 
 
@@ -113,6 +119,7 @@ def cell(verdict: Verdict) -> str:
         f"{verdict.logits:.0e}" if claims.preserves else f"changes {verdict.logits:.0e}",
         "trains" if claims.trains else "",
         "dual" if claims.dual else "",
+        "alike" if verdict.alike else "",
     ]
     return " ".join(part for part in parts if part) + ("  BROKEN" if verdict.broken else "")
 
@@ -122,6 +129,7 @@ LEGEND = (
     "changes: the function is not preserved, by design, and logits move by so much. "
     "trains: everything new gets a gradient within three steps. "
     "dual: gradients, and so Adam's moments, of what was copied are the source's, moved by the dual lift, to 1e-10. "
+    "alike: two copies of a neuron, channel or head get the same gradient, so that training never parts them, and noise would. "
     "-: refused, with a sentence that says why. Masked operators are measured at mask 0, and trained while the masks open."
 )
 
