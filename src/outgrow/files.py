@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -86,3 +87,12 @@ def _alive(pid: str) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def file_hash(path: Path) -> str:
+    """The hash of a file's bytes, 4 MiB in memory at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from outgrow.checkpoint.dcp import Blob, Chunked, is_dcp, read_dcp
 from outgrow.checkpoint.names import Names, names_of
 from outgrow.checkpoint.safetensors_file import Stored, entry_bytes, stored_in
 from outgrow.errors import OutgrowError
-from outgrow.files import read_json
+from outgrow.files import file_hash, read_json
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SIDE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken"}
@@ -47,7 +46,7 @@ class Checkpoint:
 
     def hashes(self) -> dict[str, str]:
         """File name -> sha256 of every weight file."""
-        return {path.name: _sha256(path) for path in self.weight_files}
+        return {path.name: file_hash(path) for path in self.weight_files}
 
     def side_files(self) -> list[Path]:
         """Tokenizer, generation config, chat template and licence: what travels beside the weights."""
@@ -168,11 +167,3 @@ def _same_names(directory: Path, found: set[str], expected: set[str]) -> None:
 
 def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

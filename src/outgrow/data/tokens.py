@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outgrow.errors import OutgrowError
+from outgrow.files import file_hash
 
 Row = NDArray[np.integer[Any]]
 HEADER = 128  # bytes before the tokens of a shard: numpy's header, whatever the length says
@@ -110,7 +110,7 @@ def sha256(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _sha256(path: Path, size: int, changed: int) -> str:
-    return hashlib.sha256(np.memmap(path, np.uint8, "r").data if size else b"").hexdigest()
+    return file_hash(path)
 
 
 def _open(path: Path, tokens: int) -> Row:

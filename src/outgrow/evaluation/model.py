@@ -16,7 +16,7 @@ import transformers
 from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE
 from outgrow.config import hash_of
 from outgrow.errors import OutgrowError
-from outgrow.files import read_json
+from outgrow.files import file_hash, read_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -90,13 +90,13 @@ def weights_hash(directory: Path) -> str:
     missing = [name for name in (CONFIG, *names) if not (directory / name).is_file()]
     if missing:
         raise OutgrowError(f"there is no '{missing[0]}' in '{directory}'; give a checkpoint directory with safetensors in it")
-    return hashlib.sha256("".join(_sha256(directory / name) for name in (CONFIG, *names)).encode()).hexdigest()
+    return hashlib.sha256("".join(file_hash(directory / name) for name in (CONFIG, *names)).encode()).hexdigest()
 
 
 def tokenizer_hash(directory: Path, tokenizer: str | None) -> str:
     """A hash of a tokenizer's files."""
     folder = Path(tokenizer) if tokenizer else directory
-    return hash_of({name: _sha256(folder / name) for name in _TOKENIZERS if (folder / name).is_file()})
+    return hash_of({name: file_hash(folder / name) for name in _TOKENIZERS if (folder / name).is_file()})
 
 
 def _tokenizer(directory: Path, given: str | None) -> Any:
@@ -138,11 +138,3 @@ def _device(name: str | None) -> torch.device:
 
 def _first(error: Exception) -> str:
     return " ".join(str(error).split())[:240] or type(error).__name__
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

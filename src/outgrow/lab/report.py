@@ -129,15 +129,7 @@ def draw(outcome: Outcome) -> go.Figure:
                     hovertemplate="equal loss %{y:.4f}<br>%{x:.3e} FLOPs<extra></extra>",
                 )
             )
-    drawn.update_layout(
-        template="simple_white",
-        height=560,
-        margin={"l": 60, "r": 16, "t": 16, "b": 60},
-        legend={"orientation": "h", "y": -0.25, "x": 0, "yanchor": "top"},
-        xaxis={"title": "training FLOPs, ancestors included", "type": "log", "dtick": "D2", "exponentformat": "power"},
-        yaxis={"title": "held-out loss, nats per token"},
-        font={"family": "system-ui, sans-serif", "size": 14},
-    )
+    _lay_out(drawn, "held-out loss, nats per token", 560)
     return drawn
 
 
@@ -149,16 +141,21 @@ def draw_task(outcome: Outcome, task: str) -> go.Figure:
             for kind, mode in (("constant", "lines"), ("annealed", "lines+markers")):
                 name = f"{NAMES[arm]}, {'constant rate' if kind == 'constant' else kind}"
                 _line(drawn, outcome.on_task(kind, arm, seed, task), name, COLOURS[arm], mode, seed == outcome.seeds[0], "")
+    _lay_out(drawn, task.removeprefix(EVALUATED).replace("_", " "), 400)
+    return drawn
+
+
+def _lay_out(drawn: go.Figure, y: str, height: int) -> None:
+    x = {"title": {"text": "training FLOPs, ancestors included", "standoff": 8}, "type": "log", "dtick": "D2", "exponentformat": "power"}
     drawn.update_layout(
         template="simple_white",
-        height=400,
+        height=height,
         margin={"l": 60, "r": 16, "t": 16, "b": 60},
-        legend={"orientation": "h", "y": -0.3, "x": 0, "yanchor": "top"},
-        xaxis={"title": "training FLOPs, ancestors included", "type": "log", "dtick": "D2", "exponentformat": "power"},
-        yaxis={"title": task.removeprefix(EVALUATED).replace("_", " ")},
+        legend={"orientation": "h", "yref": "container", "y": 0, "x": 0, "yanchor": "bottom"},
+        xaxis=x,
+        yaxis={"title": y},
         font={"family": "system-ui, sans-serif", "size": 14},
     )
-    return drawn
 
 
 def _line(drawn: go.Figure, curve: Curve, name: str, colour: str, mode: str, in_legend: bool, unit: str = " nats") -> None:
