@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def write_studies(studies: Sequence[Studied], page: Path, pictures_to: Path | No
     )  # fmt: skip
     for file, of_one in figures.items() if pictures_to else ():
         for figure in of_one:
-            what = figure.title.partition(": ")[2].split(",")[0].rstrip("?").replace(" ", "-").replace("=", "is")
+            what = re.sub(r"\W+", "-", figure.title.partition(": ")[2].split(",")[0]).strip("-")
             for ending in ("png", "svg"):
                 save_figures([figure], (pictures_to or Path()) / f"{file}-{what}.{ending}")
 
