@@ -88,12 +88,14 @@ class Lift:
         return _times(moved, factor, axis)
 
     def onto_old(self, array: Any, axis: int) -> Any:
-        """A numpy array A that reads the new space, seen from the old one: A D, new size to old size."""
+        """A numpy array A that reads the new space, seen from the old one: A D, new size to old size.
+
+        An index that holds the mean is zero behind the LayerNorm that stands before every reader, so nothing is seen of it.
+        """
         moved = np.moveaxis(array, axis, 0)
         weighted = moved * np.reshape(self.write, (-1, *[1] * (moved.ndim - 1)))
         old = np.zeros((self.size, *moved.shape[1:]))
         np.add.at(old, self.source[self.held], weighted[self.held])
-        old += weighted[self.source == MEAN].sum(0) / self.size
         return np.moveaxis(old, 0, axis)
 
     def dual(self) -> Lift:
