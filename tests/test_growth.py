@@ -354,8 +354,8 @@ def test_a_wrong_plan_cannot_be_made(change, message):
         ("gpt2", {"hidden": pad(24, 36), "kv": copies(2, 3)}, "does not fit LayerNorm; use even copies or new indices that hold the mean"),
         ("gpt2", {"hidden": isometry(24, 36), "kv": copies(2, 3)}, "does not fit LayerNorm"),
         ("opt", {"hidden": mean(24, 36), "kv": copies(2, 3)}, "needs another eps, which opt shares or does not have"),
-        ("olmo2", {"kv": copies(2, 3)}, "cannot widen 'kv' 2 -> 3 in olmo2 exactly: .*; use a multiple of 2"),
-        ("qwen3_moe", {"expert": copies(4, 6)}, "use a multiple of 4"),
+        ("olmo2", {"kv": copies(2, 3)}, "cannot widen 'kv' 2 -> 3 in olmo2 exactly: .*; copy it to a multiple of 2"),
+        ("qwen3_moe", {"expert": copies(4, 6)}, "copy it to a multiple of 4"),
         ("gpt2", {"hidden": mean(24, 36)}, "gpt2 derives 'head' from its other sizes, and it would go from 12 to 18; grow hidden and kv"),
     ],
 )
