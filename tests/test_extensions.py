@@ -295,6 +295,6 @@ def test_the_page_of_operators_says_what_is_measured_today(tmp_path):
 
 def test_cells_and_pages():
     verdict = check("direct-width", TINY["llama"])
-    assert cell(verdict).endswith("trains dual")
+    assert cell(verdict).endswith("trains dual alike")
     assert "| direct-width | " in markdown({"direct-width": {"llama": verdict}})
     assert cell(check("upcycle", TINY["gpt2"])) == "-"
