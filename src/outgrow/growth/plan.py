@@ -128,7 +128,7 @@ class GrowthPlan:
         if rho is not None and not np.allclose(lift.gain[lift.held], 1) and self.arch.norm_eps is None:
             raise OutgrowError(f"the lift of {growth} needs another eps, which {family} shares or does not have; use lift.without_gain()")
         if admits == "even copies" and (lift.new % lift.size or not np.allclose(lift.write, 1)):
-            raise OutgrowError(f"cannot widen {growth} exactly: it is normed or chosen from as a whole; copy it to a multiple of {lift.size}")
+            raise OutgrowError(f"cannot widen {growth} exactly: it is normed or chosen as a whole; copy it to a multiple of {lift.size}")
 
     def _check_pattern(self, old: int) -> None:
         """Layer tables hold one entry a layer, and layers of several kinds keep taking turns as they did."""

@@ -23,7 +23,7 @@ from outgrow.errors import Interrupted, OutgrowError
 from outgrow.files import read_json
 from outgrow.lab.records import Record, Records, diverged_record, record_of
 from outgrow.lab.runs import ENVIRONMENT, execute, finished, lineage, own_flops, place, read_result
-from outgrow.lab.study import Scale, Study, Trial, trial
+from outgrow.lab.study import Scale, Study, Trial, scale_of, trial
 from outgrow.training.config import RunConfig
 
 MOST_RATES = 6  # of a sweep whose best keeps lying at its edge
@@ -49,7 +49,7 @@ class Sweep:
 
 def sweep(study: Study, scale: Scale, arm: str, records: Records) -> Sweep:
     """One rule for every arm: the scale's rates, and a factor of two further where the best lies at the edge."""
-    rates = list(scale.rates)
+    rates = list(scale_of(study.arms[arm], scale).rates)
     while True:
         losses = {rate: loss for rate in rates if (loss := _annealed(study, scale, arm, rate, records)) is not None}
         lacking = tuple(rate for rate in rates if rate not in losses)

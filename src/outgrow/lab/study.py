@@ -7,14 +7,14 @@ base ------------|------ ... -----------|---+-------+-------.      constant rate
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from outgrow.config import Settings, load, suggestion
+from outgrow.config import Settings, load, parse, suggestion
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError
 from outgrow.lab.runs import in_order
@@ -34,6 +34,7 @@ class Scale(Settings):
     batch_tokens: int = Field(ge=1)
     micro_batch_tokens: int | None = None
     rates: tuple[float, ...] = Field(min_length=3, description="peak learning rates tried for every arm, rising")
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = Field(0.1, ge=0)
     beta2: float = Field(0.95, ge=0, lt=1)
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -59,16 +60,15 @@ class Growth(Settings):
 
 
 class Arm(Settings):
-    """One way to train a target. Sizes are keys of config.json with a whole number, or a share of the target's below 1."""
+    """One way to train a target. Whole numbers, such as sizes and batch_tokens, may be given as shares below 1 of what they would be."""
 
     says: str = ""
-    base: dict[str, float] = Field(default_factory=dict, description="sizes of the first model where they are not the target's")
-    target: dict[str, float] = Field(default_factory=dict, description="sizes of the target where they are not the scale's")
+    base: dict[str, float] = Field(default_factory=dict, description="keys of the first model's config where they are not the target's")
+    target: dict[str, float] = Field(default_factory=dict, description="keys of the target's config where they are not the scale's")
     growths: tuple[Growth, ...] = Field((), description="in order; shares are of the arm's largest budget")
     late: bool = Field(False, description="growths are at shares of each budget, not of the largest")
     budgets: tuple[float, ...] = Field((), description="budgets as shares of the scale's largest; the scale's if none are given")
-    decay_share: float | None = Field(None, gt=0, lt=1)
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings where they are not the scale's: decay_share, ...")
     against: str | None = Field(None, description="the arm it is compared with; 'scratch' if not given")
     paper: float | None = Field(None, description="what arXiv 2405.15319 found for it, in its own measure")
     along: float | None = Field(None, description="where it lies along the study's axis")
@@ -92,6 +92,8 @@ class Study(Settings):
                 )
             if not arm.growths and arm.base:
                 raise ValueError(f"arm '{name}' begins as another model and never grows; give 'growths', or 'target' in place of 'base'")
+            if shared := sorted({"model", "data", "budgets", "says"} & arm.settings.keys()):
+                raise ValueError(f"arm '{name}' sets '{shared[0]}', which all arms share; use the arm's 'target' and 'budgets'")
         return self
 
     def against(self, name: str) -> str:
@@ -130,20 +132,23 @@ def open_study(name: str, scale: str, folder: Path = Path("studies")) -> tuple[S
     return load(Study, find(name, folder)), load(Scale, find(scale, folder / "scales"))
 
 
+def scale_of(arm: Arm, scale: Scale) -> Scale:
+    """The scale as an arm has it."""
+    return parse(Scale, _edited(scale.model_dump(), arm.settings, "scale"), where="an arm's settings") if arm.settings else scale
+
+
 def trial(study: Study, scale: Scale, name: str, seed: int, rate: float) -> Trial:
     """The runs of an arm at a seed and a peak learning rate."""
     arm = study.arms[name]
+    scale = scale_of(arm, scale)
     budgets = [_whole(budget, scale) for budget in budgets_of(arm, scale)]
-    decay = arm.decay_share or scale.decay_share
-    trunks = {budget: _trunk(arm, scale, budget, budgets, decay, _label(name, seed, rate), seed, rate) for budget in budgets}
+    trunks = {budget: _trunk(arm, scale, budget, budgets, _label(name, seed, rate), seed, rate) for budget in budgets}
     branches = {}
     for budget, trunk in trunks.items():
-        departure = _departure(budget, decay, scale)
+        departure = _departure(budget, scale)
         start = Start(run=trunk, tokens=departure, optimizer="carry")
         schedule = ScheduleConfig(decay_tokens=budget - departure)  # type: ignore[call-arg]
-        branches[budget] = _run(
-            arm, scale, f"{_label(name, seed, rate)}-annealed-{budget}", seed, rate, budget, start=start, schedule=schedule
-        )
+        branches[budget] = _run(scale, f"{_label(name, seed, rate)}-annealed-{budget}", seed, rate, budget, start=start, schedule=schedule)
     return Trial(name, seed, rate, trunks, branches)
 
 
@@ -152,22 +157,22 @@ def budgets_of(arm: Arm, scale: Scale) -> list[float]:
     return [share * max(scale.budgets) for share in sorted(arm.budgets)] if arm.budgets else list(scale.budgets)
 
 
-def _trunk(arm: Arm, scale: Scale, budget: int, budgets: list[int], decay: float, label: str, seed: int, rate: float) -> RunConfig:
+def _trunk(arm: Arm, scale: Scale, budget: int, budgets: list[int], label: str, seed: int, rate: float) -> RunConfig:
     """The constant-rate run from which a budget's branch leaves; one for all budgets where growth does not depend on them."""
-    target = _edited(dict(scale.model), arm.target)
-    model = _edited(target, arm.base)
+    target = _edited(scale.model, arm.target, "model")
+    model = _edited(target, arm.base, "model")
     ends = [budget] if arm.late else budgets
     warm = ScheduleConfig(warmup_tokens=scale.warmup_tokens)  # type: ignore[call-arg]
     clocks = [[_clock(growth, scale, one if arm.late else max(budgets)) for growth in arm.growths] for one in budgets]
     mine = clocks[budgets.index(budget)]
-    last = max(_departure(one, decay, scale) for one in ends)
-    if mine and mine[-1] >= _departure(min(ends), decay, scale):
+    last = max(_departure(one, scale) for one in ends)
+    if mine and mine[-1] >= _departure(min(ends), scale):
         raise OutgrowError(
             f"{label}: it grows at {mine[-1]:,} tokens, and the rate of a budget of {min(ends):,} falls from "
-            f"{_departure(min(ends), decay, scale):,} on; grow earlier, or give the arm a smaller decay_share"
+            f"{_departure(min(ends), scale):,} on; grow earlier, or give the arm a smaller decay_share in its settings"
         )
     first_end = max(scale.batch_tokens, max(one[0] for one in clocks)) if mine else last
-    run = _run(arm, scale, f"{label}-base" if mine else f"{label}-trunk", seed, rate, first_end, model=model, schedule=warm)
+    run = _run(scale, f"{label}-base" if mine else f"{label}-trunk", seed, rate, first_end, model=model, schedule=warm)
     for number, (growth, clock) in enumerate(zip(arm.growths, mine, strict=True)):
         is_last = number == len(mine) - 1
         end = last if is_last else mine[number + 1]
@@ -177,12 +182,12 @@ def _trunk(arm: Arm, scale: Scale, budget: int, budgets: list[int], decay: float
         )  # fmt: skip
         schedule = warm if growth.rate == "restart" else ScheduleConfig()  # type: ignore[call-arg]
         ending = (f"-trunk-{budget}" if arm.late else "-trunk") if is_last else f"-stage{number + 2}"
-        run = _run(arm, scale, label + ending, seed, rate, end, start=start, schedule=schedule)
+        run = _run(scale, label + ending, seed, rate, end, start=start, schedule=schedule)
     return run
 
 
-def _run(arm: Arm, scale: Scale, name: str, seed: int, rate: float, tokens: int, **begun: Any) -> RunConfig:
-    optimizer = OptimizerConfig(learning_rate=rate, weight_decay=scale.weight_decay, beta2=scale.beta2, kind=arm.optimizer)  # type: ignore[call-arg]
+def _run(scale: Scale, name: str, seed: int, rate: float, tokens: int, **begun: Any) -> RunConfig:
+    optimizer = OptimizerConfig(learning_rate=rate, weight_decay=scale.weight_decay, beta2=scale.beta2, kind=scale.optimizer)  # type: ignore[call-arg]
     return RunConfig(
         name=name, data=scale.data, tokens=tokens, batch_tokens=scale.batch_tokens, micro_batch_tokens=scale.micro_batch_tokens,
         optimizer=optimizer, precision=scale.precision, seed=seed, validate_every=scale.validate_every, save_every=scale.save_every,
@@ -194,25 +199,29 @@ def _label(name: str, seed: int, rate: float) -> str:
     return f"{name}-rate{rate:g}-seed{seed}"
 
 
-def _edited(model: dict[str, Any], sizes: dict[str, float]) -> dict[str, Any]:
-    """A config with some sizes changed: a share below 1 of its own, or a whole number."""
-    edits = {}
-    for key, size in sizes.items():
-        if key not in model:
-            raise OutgrowError(f"the model has no size '{key}'{suggestion(key, model)}")
-        whole = size * model[key] if size < 1 else size
-        if abs(whole - round(whole)) > 1e-9:
-            raise OutgrowError(f"{size:g} of the model's {key} ({model[key]}) is {whole:g}, which is not whole; choose another share")
-        edits[key] = round(whole)
-    return {**model, **edits}
+def _edited(known: Mapping[str, Any], edits: Mapping[str, Any], whose: str) -> dict[str, Any]:
+    """Settings with some of them changed; a whole number by a share below 1 of it, or by another."""
+    changed = dict(known)
+    for key, value in edits.items():
+        if key not in known:
+            raise OutgrowError(f"the {whose} has no '{key}'{suggestion(key, known)}")
+        if isinstance(known[key], int) and isinstance(value, (int, float)):
+            whole = value * known[key] if 0 < value < 1 else value
+            if abs(whole - round(whole)) > 1e-9:
+                raise OutgrowError(
+                    f"{value:g} of the {whose}'s {key} ({known[key]}) is {whole:g}, not a whole number; choose another share"
+                )
+            value = round(whole)
+        changed[key] = value
+    return changed
 
 
 def _clock(growth: Growth, scale: Scale, budget: int) -> int:
     return round((scale.growth if growth.at is None else growth.at) * budget / scale.batch_tokens) * scale.batch_tokens
 
 
-def _departure(budget: int, decay: float, scale: Scale) -> int:
-    return _whole((1 - decay) * budget, scale)
+def _departure(budget: int, scale: Scale) -> int:
+    return _whole((1 - scale.decay_share) * budget, scale)
 
 
 def _whole(tokens: float, scale: Scale) -> int:
