@@ -15,7 +15,14 @@ from outgrow.cli import app
 STUDIES = Path(__file__).parent.parent / "studies"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
-QUIET = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+QUIET = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 MEASURE = """<script>
 const errors = []; addEventListener("error", event => errors.push(event.message));
 addEventListener("load", () => setTimeout(() => {
