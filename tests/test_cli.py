@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from outgrow.cli import _short
+from outgrow.cli.show import short_names
 
 from .recipes import TINY_COMPARISON, TINY_RUN, write
 
@@ -212,4 +212,4 @@ def test_make_sets_up_what_the_readme_promises():
     ],
 )
 def test_paths_are_shown_by_what_tells_them_apart(names, short):
-    assert _short(names) == short
+    assert short_names(names) == short

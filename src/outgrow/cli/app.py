@@ -1,0 +1,51 @@
+"""The application that commands belong to, and how mistakes become one sentence."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import typer
+
+from outgrow.errors import Interrupted, OutgrowError
+
+app = typer.Typer(
+    help="Model growth for LLM pre-training: train a small model, grow it, finish sooner.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Text to packed tokens.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
+def main() -> None:
+    """The console script: what people can mend is one sentence on stderr, without a traceback."""
+    try:
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # typer turns Ctrl-C into a status
+            raise KeyboardInterrupt
+        sys.exit(status)
+    except typer.TyperException as error:  # a mistake in the arguments
+        _fail(f"{error}; see 'outgrow --help'", 2)
+    except Interrupted as stop:
+        _fail(str(stop), INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; nothing unfinished was kept, and the same command goes on from what is whole", INTERRUPTED)
+    except OutgrowError as error:
+        _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("outgrow"):
+            raise
+        _fail(f"this command needs '{error.name}', which is not installed; pip install 'outgrow[train,report]'", 1)
+    except OSError as error:
+        place = f": '{error.filename}'" if error.filename else ""
+        way_out = "; make room, and the same command goes on from its last whole checkpoint" if error.errno == errno.ENOSPC else ""
+        _fail(f"{error.strerror or error}{place}{way_out}", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"outgrow: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,97 @@
+"""Options that several commands share, and what is made of their texts."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from outgrow.errors import OutgrowError
+
+Runs = Annotated[Path, typer.Option("--runs", help="Where runs and packed data are kept and found again.")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="A comparison recipe (YAML); the built-in one if not given.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, such as 0 or 0,1,2; three or more give an interval.")]
+Page = Annotated[Path | None, typer.Option("--output", help="Where the report goes; RUNS/report.html if not given.")]
+
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting in place of the file's: optimizer.learning_rate=0.001. May be repeated.")
+]
+Track = Annotated[list[str] | None, typer.Option("--track", help="tensorboard (if not given) or wandb. May be repeated.")]
+DEFAULT_TRACK = ("tensorboard",)
+Operators = Annotated[str | None, typer.Option("--operator", help="A growth operator, or several with their knobs; stack if not given.")]
+Factor = Annotated[int | None, typer.Option("--factor", help="Growth factor g, for an operator that has one.")]
+Knobs = Annotated[list[str] | None, typer.Option("--knob", help="A knob of a single operator, NAME=VALUE. May be repeated.")]
+OperatorFile = Annotated[str | None, typer.Option("--operator-file", help="A Python file with operators of your own; it is run.")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Open the metadata of a distributed checkpoint, a pickle; DCP's own classes alone.")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="The config.json, where none lies beside the weights.")]
+FamilyFile = Annotated[Path | None, typer.Option("--family-file", help="A data file (YAML) that describes a family of your own.")]
+TokenizerOf = Annotated[str | None, typer.Option("--tokenizer", help="A directory with the tokenizer, where the checkpoint has none.")]
+ContextOf = Annotated[int | None, typer.Option("--context", min=2, help="Tokens seen at once; what the config says if not given.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; cuda where there is one if not given.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto (as stored; float32 on a CPU), float32, bfloat16 or float16.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at once.")]
+Share = Annotated[float, typer.Option("--validation-share", help="Share of documents held out, as in training.")]
+Corpora = Annotated[
+    list[str] | None, typer.Option("--corpus", help="python, site-packages, a file, a folder, hf:owner/name. May be repeated.")
+]
+
+
+def pair(text: str, option: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise OutgrowError(f"{option} takes NAME=VALUE, not '{text}'")
+    return name, value
+
+
+def knob_of(text: str) -> tuple[str, Any]:
+    """A knob and its value, as Python has it, or else as text."""
+    name, value = pair(text, "--knob")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Distinct whole numbers with commas between."""
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        seeds = ()
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise OutgrowError(f"--seeds takes distinct whole numbers, such as 0 or 0,1,2, not '{text}'")
+    return seeds
+
+
+def share_of(value: float) -> float:
+    """A share between 0 and 1."""
+    if not 0 < value < 1:
+        raise OutgrowError(f"--validation-share takes a share between 0 and 1, such as 0.04, not {value:g}")
+    return value
+
+
+def operators_of(file: str | None) -> Any:
+    """The operators that are known, with those of a file of one's own."""
+    from outgrow.growth.operators import OPERATORS
+
+    if file is None:
+        return OPERATORS
+    from outgrow.extensions import load_operators
+
+    return load_operators(file)
+
+
+def families_of(file: Path | None) -> Any:
+    """The families that are known, with one of a file of one's own."""
+    from outgrow.arch import FAMILIES
+
+    if file is None:
+        return FAMILIES
+    from outgrow.extensions import load_family
+
+    return (load_family(file), *FAMILIES)

@@ -1,0 +1,91 @@
+"""Commands that train: the demo, a recipe, a recipe on a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from outgrow.cli.app import app
+from outgrow.cli.options import DEFAULT_TRACK, Changes, Page, Recipe, Runs, Seeds, Track, knob_of, seeds_of
+
+
+@app.command()
+def demo(
+    runs: Runs = Path("runs"),
+    recipe: Recipe = None,
+    seeds: Seeds = "0",
+    output: Page = None,
+) -> None:
+    """Train a base, grow it, train the target and the same target from scratch; print and report the speed-up.
+
+    Finished runs are found and not run again; an interrupted demo goes on where it stopped.
+    """
+    from outgrow.lab.demo import run_demo
+
+    run_demo(recipe, seeds_of(seeds), runs, output or runs / "report.html")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of stages, or one run (YAML).")],
+    runs: Runs = Path("runs"),
+    change: Changes = None,
+    track: Track = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it needs, and train nothing.")] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="With --dry-run: over how many ranks.")] = 1,
+    days: Annotated[float, typer.Option(min=0.001, help="With --dry-run: how long it may take.")] = 7.0,
+) -> None:
+    """Train a recipe to its end, stage by stage, or one run and the runs it starts from; resume what was interrupted.
+
+    'torchrun --nproc-per-node N --no-python outgrow train RECIPE' trains on N ranks.
+    """
+    from outgrow.lab.recipe import read_runs
+
+    found = read_runs(recipe, change or [])
+    if dry_run:
+        from outgrow.lab.budget import need_lines
+
+        print("\n".join(need_lines(found, ranks, days)))
+        return
+    from outgrow.checkpoint.ranks import join_ranks, leads
+    from outgrow.lab.runs import final_checkpoint
+    from outgrow.lab.watch import execute_all
+
+    join_ranks()
+    results = execute_all(found, runs, track=tuple(track or DEFAULT_TRACK))
+    for run in found if leads() else []:
+        result = results[run.identity()]
+        cost = f"held-out loss {result.final_loss:.4f} at {run.tokens:,} tokens, {result.flops:.3e} FLOPs"
+        print(f"{run.name}: {cost}; {final_checkpoint(run, runs)}")
+
+
+@app.command()
+def submit(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of stages, or one run (YAML).")],
+    runs: Runs = Path("runs"),
+    change: Changes = None,
+    track: Track = None,
+    cluster: Annotated[str, typer.Option(help="slurm, or local for processes of this machine.")] = "slurm",
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks on each node, one a GPU.")] = 8,
+    hours: Annotated[float, typer.Option(min=0.01, help="After which the job is stopped, and queued again.")] = 24.0,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of SLURM, NAME=VALUE, such as partition=gpu. May be repeated.")
+    ] = None,
+    logs: Annotated[Path, typer.Option(help="Where the ranks' output goes.")] = Path("logs"),
+    follow: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
+) -> None:
+    """Train a recipe as a SLURM job; when it is preempted or out of time it is queued again and goes on."""
+    from outgrow.lab.recipe import read_runs
+    from outgrow.lab.submit import Job
+    from outgrow.lab.submit import submit as handed_over
+
+    read_runs(recipe, change or [])  # mistakes are told here, not in a log
+    job = Job(recipe.absolute(), tuple(change or ()), runs.absolute(), tuple(track or DEFAULT_TRACK))
+    made = handed_over(job, cluster, logs, nodes, ranks, hours, dict(knob_of(text) for text in option or []))
+    print(f"job {made.job_id}; its output: {logs}")
+    if follow:
+        for name, loss in made.results()[0].items():
+            print(f"{name}: held-out loss {loss:.4f}")
