@@ -23,8 +23,8 @@ from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.runs import GROWN, execute, final_checkpoint, flops_before, own_flops, place
 from outgrow.models.masks import make_masks
 from outgrow.training.config import LearnConfig, OptimizerConfig, RunConfig, Start
-from outgrow.training.loop import latest_checkpoint, read_rows
 from outgrow.training.maps import learn_maps, learning_flops
+from outgrow.training.record import latest_checkpoint, read_rows
 from outgrow.training.state import BEHIND_MASKS
 
 from .conftest import ODD

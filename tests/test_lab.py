@@ -23,7 +23,7 @@ from outgrow.lab.runs import execute, final_checkpoint, finished, flops_before, 
 from outgrow.lab.speedup import SpeedUp, equal_loss, flops_at, interval
 from outgrow.lab.watch import Watch, execute_all
 from outgrow.training.config import RunConfig, ScheduleConfig, Start
-from outgrow.training.loop import read_rows
+from outgrow.training.record import read_rows
 
 from .conftest import ODD, write_corpus
 from .test_training import Observer

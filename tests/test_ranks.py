@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 import outgrow
 from outgrow.errors import OutgrowError
 from outgrow.training.config import OptimizerConfig
-from outgrow.training.loop import latest_checkpoint, read_rows, train
+from outgrow.training.loop import train
+from outgrow.training.record import latest_checkpoint, read_rows
 
 from .test_training import BATCH, Observer, packed, record, run, weights  # noqa: F401
 

@@ -24,8 +24,9 @@ from outgrow.lab.recipe import changed, read_runs
 from outgrow.lab.runs import differences, execute, in_order, place
 from outgrow.lab.track import trackers
 from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig, Start
-from outgrow.training.loop import FINISHED, checkpoints, latest_checkpoint, read_rows, train
+from outgrow.training.loop import train
 from outgrow.training.optim import Optimizer
+from outgrow.training.record import FINISHED, checkpoints, latest_checkpoint, read_rows
 from outgrow.training.rewarm import rewarm_of
 from outgrow.training.schedule import share_of_peak
 

@@ -23,7 +23,8 @@ from outgrow.errors import Interrupted, OutgrowError
 from outgrow.lab.tiny import TINY
 from outgrow.training import state
 from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig
-from outgrow.training.loop import FINISHED, checkpoint_at, latest_checkpoint, read_rows, train
+from outgrow.training.loop import train
+from outgrow.training.record import FINISHED, checkpoint_at, latest_checkpoint, read_rows
 from outgrow.training.schedule import share_of_peak
 
 from .conftest import ODD

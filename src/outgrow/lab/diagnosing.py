@@ -14,7 +14,7 @@ from outgrow.lab.figures import Figure, Series, as_plotly, save_figures
 from outgrow.lab.outcome import Outcome
 from outgrow.lab.page import write_page
 from outgrow.lab.recovery import Recovery, recovery
-from outgrow.training.loop import checkpoints, latest_checkpoint
+from outgrow.training.record import checkpoints, latest_checkpoint
 
 DOCUMENTS = 8  # held-out ones, in which layers are skipped for a report
 

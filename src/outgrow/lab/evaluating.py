@@ -9,7 +9,8 @@ from outgrow.checkpoint.ranks import leads
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.training.config import RunConfig
-from outgrow.training.loop import EVALUATED, Evaluate, Row
+from outgrow.training.loop import Evaluate
+from outgrow.training.record import EVALUATED, Row
 
 ERROR = "_stderr"
 _FALLING = ("perplexity", "bits_per_byte")  # metrics that are better when they are lower, by how their names end

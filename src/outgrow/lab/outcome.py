@@ -15,7 +15,7 @@ from outgrow.lab.evaluating import ERROR, falls
 from outgrow.lab.runs import ENVIRONMENT, Result, in_order, lineage, model_of, own_flops, place, read_result, require_text
 from outgrow.lab.speedup import Curve, SpeedUp, equal_accuracy, equal_loss, interval
 from outgrow.training.config import RunConfig
-from outgrow.training.loop import EVALUATED, Row
+from outgrow.training.record import EVALUATED, Row
 
 ARMS: tuple[Arm, Arm] = ("scratch", "grown")
 

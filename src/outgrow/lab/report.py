@@ -19,7 +19,7 @@ from outgrow.lab.page import write_page
 from outgrow.lab.recovery import Recovery
 from outgrow.lab.runs import parent_of
 from outgrow.lab.speedup import Curve
-from outgrow.training.loop import EVALUATED
+from outgrow.training.record import EVALUATED
 
 COLOURS: Mapping[str, str] = {"scratch": "#6b7280", "grown": "#0f766e"}
 NAMES: Mapping[str, str] = {"scratch": "from scratch", "grown": "grown (base + target)"}

@@ -22,9 +22,11 @@ from outgrow.lab.evaluating import evaluator
 from outgrow.lab.speedup import Curve
 from outgrow.training.config import LearnConfig, RunConfig, Start
 from outgrow.training.distributed import product_dtype, wait
-from outgrow.training.loop import EVALUATED, FINISHED, Observer, Row, Run, checkpoint_at, latest_checkpoint, read_rows, train
+from outgrow.training.loop import Observer, train
 from outgrow.training.maps import learn_maps, learning_flops
 from outgrow.training.origin import Origin, can_grow_in_place, grown_in_place
+from outgrow.training.record import EVALUATED, FINISHED, Row, checkpoint_at, latest_checkpoint, read_rows
+from outgrow.training.run import Run
 
 CONFIG, GROWN, ENVIRONMENT = "run.json", "start", "environment.json"
 

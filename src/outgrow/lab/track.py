@@ -9,7 +9,7 @@ from typing import Any
 
 from outgrow.errors import OutgrowError
 from outgrow.training.config import RunConfig
-from outgrow.training.loop import Row
+from outgrow.training.record import Row
 
 Tracker = Callable[[Row], None]
 TRACKERS = ("tensorboard", "wandb")

@@ -21,7 +21,8 @@ from outgrow.lab.runs import Result, execute, finished, flops_before, flops_done
 from outgrow.lab.track import Tracker, trackers
 from outgrow.training.config import RunConfig
 from outgrow.training.distributed import wait
-from outgrow.training.loop import Row, Run
+from outgrow.training.record import Row
+from outgrow.training.run import Run
 
 
 class TimeLeft(ProgressColumn):

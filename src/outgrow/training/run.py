@@ -1,0 +1,177 @@
+"""A run in memory, opened at its beginning or where it was left."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outgrow.arch import arch_for, flops_per_token
+from outgrow.checkpoint.ranks import leads, world
+from outgrow.data.packed import Packed
+from outgrow.errors import OutgrowError
+from outgrow.growth.fresh import masked
+from outgrow.growth.plan import GrowthPlan
+from outgrow.models.build import empty, loaded, resolved
+from outgrow.models.decoder import Decoder
+from outgrow.models.forward import ModelForward, blocks_of, forward_of, is_ours
+from outgrow.models.masks import Masks, make_masks
+from outgrow.training.config import RunConfig
+from outgrow.training.distributed import device, fill, product_dtype, shard, wait
+from outgrow.training.optim import Optimizer
+from outgrow.training.origin import Origin, from_directory, from_seed
+from outgrow.training.record import METRICS, forget_rows_after, latest_checkpoint, read_rows
+from outgrow.training.rewarm import Rewarm, rewarm_of
+from outgrow.training.state import Clock, Writer, read_clock, restore_behind_masks, restore_optimizer
+
+
+@dataclass
+class Run:
+    """A run in memory: everything the loop needs, ready at `clock`."""
+
+    config: RunConfig
+    directory: Path
+    packed: Packed
+    model: Any
+    parameters: dict[str, Tensor]  # by name, each rank's part of sharded ones
+    decoder: Decoder | ModelForward
+    optimizer: Optimizer
+    clock: Clock
+    first: int  # the clock at which this run began
+    flops_per_token: int
+    copies: dict[str, list[int]] | None = None  # at the last growth
+    masks: Masks | None = None
+    rewarm: Rewarm | None = None
+    writer: Writer = field(default_factory=Writer)
+    recent: deque[float] = field(default_factory=deque)  # losses of the last steps, for spikes
+
+    def seen(self) -> dict[str, Tensor] | None:
+        """The parameters that the model runs on where masks still hide some; None once all are open."""
+        share = self._open_share()
+        return self.masks.opened(self.parameters, share) if self.masks and share < 1 else None
+
+    def forward(self) -> Decoder | ModelForward:
+        """The forward pass over what is seen."""
+        seen = self.seen()
+        return self.decoder if seen is None else self.decoder.over(seen)
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """Mean cross-entropy of sequences [B, T + 1]; through the model's own call where FSDP has hooks on it."""
+        rows = rows.to(device())
+        return self.model(rows[:, :-1], rows[:, 1:]) if world() > 1 else self.forward().loss(rows[:, :-1], rows[:, 1:])
+
+    def _open_share(self) -> float:
+        """c, from 0 at the run's first token to 1 after `unmask_tokens`, a tenth of the run if not given."""
+        start = self.config.start
+        whole = (start.unmask_tokens if start else None) or (self.config.tokens - self.first) / 10
+        return min(1.0, (self.clock.tokens - self.first) / whole)
+
+
+def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | Origin | None) -> Run:
+    """The run where it was left, or at its beginning."""
+    _refuse_ranks(config)
+    if not isinstance(start, Origin):
+        start = from_directory(start) if start else from_seed(resolved(config.model or {}), config.seed)
+    origin = start.lineage
+    first = origin.tokens
+    latest = latest_checkpoint(directory)
+    source = from_directory(latest) if latest else start
+    model_config = dict(source.config)
+    model = empty(model_config, on_meta=is_ours(model_config))
+    arch = arch_for(model_config)
+    _refuse_names(model, arch.shapes(model_config))
+    vocab = arch.sizes(model_config)["vocab"]
+    if vocab < packed.vocab:
+        raise OutgrowError(
+            f"the model's vocabulary ({vocab:,}) is smaller than the tokenizer's ({packed.vocab:,}); give it so many entries"
+        )
+    dtype = product_dtype(config.precision)
+    decoder = forward_of(model, dtype, config.compile, config.recompute)
+    if world() > 1:
+        shard(model, blocks_of(model), dtype if device().type == "cuda" else None)
+        decoder = decoder.through(model)
+        model.forward = decoder.loss
+    parameters = _materialised(model, source.read)
+    if world() == 1 and isinstance(decoder, Decoder):
+        decoder = decoder.over(parameters)
+    if origin.trains is not None:
+        for name, value in parameters.items():
+            value.requires_grad_(name in origin.trains)
+    plan = GrowthPlan.from_json(origin.plan) if origin.plan else None
+    masks = _masks(start, plan, parameters, latest) if plan else None
+    if config.start and config.start.unmask_tokens and masks is None:
+        raise OutgrowError(f"start.unmask_tokens has no effect: '{start.directory}' was not grown behind masks; remove it")
+    warm = config.start.rewarm_tokens if config.start else None
+    rewarm = rewarm_of(plan, parameters, first, warm) if plan and warm else None
+    optimizer = Optimizer(config.optimizer, parameters, arch, model_config)
+    clock = Clock(first, origin.flops, 0, origin.skipped or 0)
+    if latest:
+        clock = read_clock(latest)
+        restore_optimizer(latest, optimizer)
+    elif config.start and config.start.optimizer != "reset":
+        clock = replace(clock, steps=start.restore(optimizer))
+    if first >= config.tokens or first % config.batch_tokens:
+        raise OutgrowError(
+            f"'{config.name}' starts at {first:,} tokens; its end ({config.tokens:,}) must lie beyond, and its batch_tokens "
+            f"({config.batch_tokens:,}) must divide the start"
+        )
+    if leads():
+        forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
+    wait()
+    flops = flops_per_token(arch, model_config, config.data.context)
+    run = Run(config, directory, packed, model, parameters, decoder, optimizer, clock, first, flops, origin.copies, masks, rewarm)
+    losses = [row["loss"] for row in read_rows(directory) if "loss" in row]
+    run.recent.extend(losses[-config.spike.window :])
+    return run
+
+
+def _refuse_ranks(config: RunConfig) -> None:
+    """Says where a batch cannot be shared among the ranks."""
+    micro = (config.micro_batch_tokens or config.batch_tokens) // config.data.context
+    if micro % world():
+        raise OutgrowError(
+            f"{world()} ranks do not divide the {micro} sequences of a forward pass; change batch_tokens, micro_batch_tokens or the ranks"
+        )
+
+
+def _refuse_names(model: Any, shapes: Mapping[str, Any]) -> None:
+    """Says where transformers keeps a family's tensors otherwise than its files do."""
+    found = {name for name, _ in model.named_parameters()}
+    if found != set(shapes):
+        odd = sorted(found ^ set(shapes))[0]
+        raise OutgrowError(
+            f"transformers keeps '{odd}' of a '{model.config.model_type}' under another name, or stacked with others, and training does "
+            "not map that; grow the checkpoint here and train it elsewhere"
+        )
+
+
+def _materialised(model: Any, read: Any) -> dict[str, Tensor]:
+    """The parameters of a model on the meta device, each rank's part on its device and set to what `read` gives."""
+    if any(value.is_meta for value in model.parameters()):
+        model.to_empty(device=device())
+        model.tie_weights()
+    else:
+        model.to(device())
+    parameters = dict(model.named_parameters())
+    fill(parameters, read)
+    return parameters
+
+
+def _masks(start: Origin, plan: GrowthPlan, parameters: Mapping[str, Tensor], latest: Path | None) -> Masks | None:
+    """The masks of a run that starts from masked growth, with what is behind them in its parameters."""
+    found = masked(plan)
+    if not found or start.directory is None:
+        return None
+    if world() > 1:
+        raise OutgrowError("masks are not opened over several ranks; grow with another operator, or train on one rank until they are open")
+    behind = {name: (torch.from_numpy(where.copy()), torch.from_numpy(values)) for name, (where, values) in found.items()}
+    if latest is None:
+        return make_masks(parameters, behind)
+    masks = make_masks(dict(loaded(start.directory).named_parameters()), behind)
+    restore_behind_masks(latest, parameters)
+    return masks
