@@ -90,13 +90,14 @@ def test_a_mixture_counts_the_experts_that_a_token_is_sent_to():
 
 def test_names_of_a_file_saved_without_its_head_are_made_whole(tmp_path):
     """The hub's gpt2 is such a file; it also carries the causal mask as a buffer."""
-    write_tiny(tmp_path, TINY["gpt2"])
-    whole = load_file(tmp_path / "model.safetensors")
+    source = tmp_path / "source"
+    write_tiny(source, TINY["gpt2"])
+    whole = load_file(source / "model.safetensors")
     bare = {name.removeprefix("transformer."): value for name, value in whole.items()}
-    save_file({**bare, "h.0.attn.bias": torch.ones(1)}, tmp_path / "model.safetensors")
-    found = open_checkpoint(tmp_path)
+    save_file({**bare, "h.0.attn.bias": torch.ones(1)}, source / "model.safetensors")
+    found = open_checkpoint(source)
     assert set(found.tensors) == set(whole)
-    grow_directory(tmp_path, tmp_path / "grown", make_plan("stack", found.arch, found.config))
+    grow_directory(source, tmp_path / "grown", make_plan("stack", found.arch, found.config))
     grown = load_file(tmp_path / "grown" / "model.safetensors")
     assert torch.equal(grown["transformer.h.5.mlp.c_fc.weight"], whole["transformer.h.1.mlp.c_fc.weight"])
 

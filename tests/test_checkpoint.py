@@ -295,7 +295,7 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(make_checkpoint, tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing, "copy_range", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutgrowError, match="No space left"):
         grow_directory(source, tmp_path / "target", plan_for(source))
     assert set(os.listdir(tmp_path)) == before
 

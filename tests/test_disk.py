@@ -223,13 +223,16 @@ def peak_megabytes(code, *arguments):
 
 
 def test_copies_take_no_memory_and_no_torch(tmp_path):
-    code = "import sys, outgrow; outgrow.grow(sys.argv[1], sys.argv[2], 'stack(factor=2)'); assert 'torch' not in sys.modules"
+    """The command as people give it."""
+    code = "import sys; from outgrow.cli import app; app(['grow', *sys.argv[1:]], standalone_mode=False); assert 'torch' not in sys.modules"
     source = huge(tmp_path / "source", layers=6)
-    assert peak_megabytes(code, source, tmp_path / "target") < 150
+    assert peak_megabytes(code, source, tmp_path / "target", "--factor", "2") < 150
     assert (tmp_path / "target" / "model.safetensors").stat().st_size > 300e6
 
 
-@pytest.mark.parametrize("operator", ["direct-width(hidden=1536, kv=24)", "random-width(hidden=1536, kv=24)"])
+@pytest.mark.parametrize(
+    "operator", ["direct-width(hidden=1536, kv=24)", "direct-width(hidden=1536, kv=24, noise=0.2)", "random-width(hidden=1536, kv=24)"]
+)
 def test_arithmetic_takes_a_few_times_the_largest_tensor(tmp_path, operator):
     """Tables are made a few rows at a time, so no more than three times the largest tensor is ever held."""
     code = f"import sys, outgrow; outgrow.grow(sys.argv[1], sys.argv[2], {operator!r})"
@@ -239,6 +242,20 @@ def test_arithmetic_takes_a_few_times_the_largest_tensor(tmp_path, operator):
     assert peak_megabytes(code, small, tmp_path / "one") < libraries + 3 * largest
     large = huge(tmp_path / "large", layers=6)
     assert peak_megabytes(code, large, tmp_path / "six") < libraries + 3 * largest
+
+
+def test_moments_take_a_few_times_the_largest_of_them(tmp_path):
+    source = huge(tmp_path / "source", layers=2)
+    config = json.loads((source / "config.json").read_text())
+    header, entries = write_header({name: ("F32", shape) for name, shape in LLAMA.shapes(config).items()})
+    for moment in ("exp_avg", "exp_avg_sq"):
+        with (source / f"{moment}.safetensors").open("wb") as file:
+            file.write(header)
+            file.truncate(max(entry.end for entry in entries.values()))
+    (source / "training.json").write_text("{}")
+    code = "import sys, outgrow; outgrow.grow(sys.argv[1], sys.argv[2], 'zero-width(hidden=1536, kv=24)', optimizer='carry')"
+    libraries, largest = peak_megabytes("import torch, safetensors, outgrow"), 32000 * 1536 * 4 / 2**20
+    assert peak_megabytes(code, source, tmp_path / "target") < libraries + 3 * largest
 
 
 def test_a_killed_growth_leaves_nothing_and_the_same_command_does_it(tmp_path):

@@ -99,7 +99,7 @@ def test_a_model_too_large_for_memory_is_not_measured(run, source, tmp_path, mon
     import outgrow.models.measure
 
     monkeypatch.setattr(outgrow.models.measure, "_free_bytes", lambda: 1000)
-    assert "not measured: float64 needs about" in run("grow", source, tmp_path / "target", "--factor", "2")[1]
+    assert "not measured: float64 needs about" in run("grow", source, tmp_path / "target", "--factor", "2", "--measure")[1]
 
 
 def test_an_operator_of_ones_own(run, source, tmp_path):
@@ -240,7 +240,7 @@ def test_knobs_on_the_command_line(run, source, tmp_path):
     refused(run("grow", source, target, "--operator", "direct-width", "--factor", "2"), "has no knob 'factor'")
     refused(run("grow", source, target, "--optimizer", "keep"), "--optimizer takes reset, carry or fresh-new, not 'keep'")
     refused(run("grow", source, target, "--optimizer", "carry"), "carries no optimizer state")
-    refused(run("grow", source, target, "--operator", "learn-depth"), "are not trained yet; run 'outgrow learn' first")
+    refused(run("grow", source, target, "--operator", "learn-depth"), "are not trained yet; 'outgrow learn' writes a plan")
     refused(
         run("grow", source, target, "--operator", "direct-width", "--knob", "head=20"), "has no knob 'head'; it has: hidden, ffn, kv, group"
     )

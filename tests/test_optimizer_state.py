@@ -118,7 +118,7 @@ def test_muons_momentum_covers_the_matrices_and_moves_as_gradients_do(tmp_path):
     found = load_file(tmp_path / "target" / "momentum_buffer.safetensors")
     assert set(found) == {tensor.name for tensor in plan.arch.tensors(plan.target_config) if tensor.spec.decays}
     momentum = load_file(source / "momentum_buffer.safetensors")
-    width = Grown(plan_for(source, "direct-width(hidden=36, kv=4)"), momentum.__getitem__)
+    width = Grown(plan_for(source, "direct-width(hidden=36, kv=4)"), lambda name, rows: momentum[name])
     name = "model.layers.2.self_attn.q_proj.weight"
     np.testing.assert_allclose(found["model.layers.6.self_attn.q_proj.weight"], width.state(name, "gradient", "carry"))
 
@@ -162,7 +162,7 @@ def test_adam_goes_on_with_carried_state_as_the_law_says():
     gradient = {name: generator.normal(size=shape) for name, shape in arch.shapes(config).items()}
     m = {name: torch.tensor(value) for name, value in gradient.items()}
     v = {name: torch.tensor(value**2) for name, value in gradient.items()}
-    grown_m, grown_v = Grown(plan, m.__getitem__), Grown(plan, v.__getitem__)
+    grown_m, grown_v = (Grown(plan, lambda name, rows, held=held: held[name]) for held in (m, v))
     for name in grown_m.tensors:
         step = grown_m.state(name, "gradient", "carry") / grown_v.state(name, "square", "carry").sqrt()
         torch.testing.assert_close(step.abs(), torch.ones_like(step))

@@ -50,7 +50,7 @@ def grow(
     overwrite: bool = False,
     form: Form = "huggingface",
     trust_pickle: bool = False,
-    config: Path | None = None,
+    config: str | Path | None = None,
     measure: Measure | None = None,
     operators: Mapping[str, Operator] = OPERATORS,
     families: Iterable[Arch] = FAMILIES,
@@ -75,8 +75,9 @@ def grow(
     Raises:
         OutgrowError: one sentence that names the thing and the way out; nothing is left at `target`.
     """
-    found = open_checkpoint(local(str(source)), families, trust_pickle, config)
+    found = open_checkpoint(local(str(source)), families, trust_pickle, Path(config) if config else None)
     made = operator if isinstance(operator, GrowthPlan) else make_plan(operator, found.arch, found.config, knobs, operators)
+    made.refuse_untrained()
     grow_directory(found, Path(target), made, max_shard_bytes, optimizer, dtype, overwrite, form, measure=measure)
     return made
 
@@ -91,5 +92,5 @@ def grow_state(growth: GrowthPlan, weights: Mapping[str, Any]) -> dict[str, Any]
 
 def grow_moments(growth: GrowthPlan, moments: Mapping[str, Any], *, squares: bool = False, policy: Policy = "carry") -> dict[str, Any]:
     """Grown optimizer moments, name -> array: first moments or momentum, or second moments with `squares`."""
-    grown = Grown(growth, moments.__getitem__)
+    grown = Grown(growth, lambda name, rows: moments[name])
     return {name: grown.state(name, "square" if squares else "gradient", policy) for name in grown.tensors}

@@ -45,6 +45,7 @@ class FamilyFile(Settings):
     norm_eps: str | None = None
     init: str | None = None
     requires: dict[str, Any] | None = None
+    whole_heads: tuple[str, ...] | None = None
     backbone_prefix: str | None = None
     buffers: tuple[str, ...] | None = None
     defaults: dict[str, Any] | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ def new_directory(target: Path, replace: bool = False) -> Generator[Path, None, 
     """Yields a temporary sibling of `target` that becomes `target` when the block ends well, and vanishes when not.
 
     A process that is killed leaves a hidden `.NAME.partial-…` folder, never half a `target`; the next call removes it. With
-    `replace` a directory that stands there is moved aside last of all, and then removed.
+    `replace` a directory that stands there is moved aside last of all, and then removed; killed in between, the next call puts it back.
     """
+    target = Path(os.path.abspath(target))
+    _mend(target)
     if target.exists() and not replace:
         raise OutgrowError(f"'{target}' exists already; remove it or choose another place")
+    made = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     temporary.mkdir()
     try:
@@ -34,13 +37,20 @@ def new_directory(target: Path, replace: bool = False) -> Generator[Path, None, 
         if replace and target.exists():
             before = target.with_name(f".{target.name}.replaced-{os.getpid()}")
             target.rename(before)
-            temporary.rename(target)
-            shutil.rmtree(before)
+            try:
+                temporary.rename(target)
+            except BaseException:
+                before.rename(target)
+                raise
+            shutil.rmtree(before, ignore_errors=True)
         else:
             temporary.rename(target)
         flush(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
         raise
 
 
@@ -61,28 +71,55 @@ def write_json(path: Path, content: Any) -> None:
     temporary.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON; a missing or malformed file is told in one sentence."""
+class DuplicateKeyError(ValueError):
+    """A JSON object names a key twice."""
+
+
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON (`object_pairs_hook`) whose keys stand once each; which of two values is meant nobody knows."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise DuplicateKeyError(key)
+        found[key] = value
+    return found
+
+
+def read_json(path: Path, unique: bool = False) -> Any:
+    """Reads JSON; a missing or malformed file is told in one sentence, and if asked for, a key that stands twice."""
+    refuse_special(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_duplicates if unique else None)
+    except DuplicateKeyError as error:
+        raise OutgrowError(f"'{path}' names '{error}' twice") from None
     except FileNotFoundError:
         raise OutgrowError(f"there is no '{path.name}' in '{path.parent}'") from None
     except (ValueError, RecursionError) as error:  # ValueError: malformed, not UTF-8, or a number of thousands of digits
         raise OutgrowError(f"'{path}' is not valid JSON: {error}") from None
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Removes what killed processes left of `target`; a living process keeps its own."""
-    for leftover in target.parent.glob(f".{target.name}.partial-*"):
-        pid = leftover.name.rpartition("-")[2]
-        if pid == str(os.getpid()) or not _alive(pid):
+def refuse_special(path: Path) -> None:
+    """Refuses what is there and is no regular file: reading a pipe would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise OutgrowError(f"'{path}' is not a regular file")
+
+
+def _mend(target: Path) -> None:
+    """Removes what killed processes left of `target`, and puts back what one of them had moved aside; living ones keep their own."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*-*") if target.parent.is_dir() else ():
+        kind, _, pid = leftover.name.removeprefix(f".{target.name}.").partition("-")
+        if not pid.isdigit() or kind not in ("partial", "replaced") or (pid != str(os.getpid()) and _alive(pid)):
+            continue
+        if kind == "replaced" and not target.exists():
+            leftover.rename(target)
+        else:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _alive(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

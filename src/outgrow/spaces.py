@@ -12,6 +12,7 @@ vectors and applied as a gather and a scale; nothing is ever multiplied out. Onl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +44,11 @@ class Lift:
     write: Floats
     read: Floats
     gain: Floats
+
+    def __post_init__(self) -> None:
+        lengths = {len(values) for values in (self.source, self.write, self.read, self.gain)}
+        if len(lengths) > 1 or not len(self.source) or not (MEAN <= self.source.min() <= self.source.max() < self.size):
+            raise OutgrowError(f"a lift of a space of {self.size} needs a source, a write, a read and a gain for each new index")
 
     @property
     def new(self) -> int:
@@ -93,10 +99,18 @@ class Lift:
         An index that holds the mean is zero behind the LayerNorm that stands before every reader, so nothing is seen of it.
         """
         moved = np.moveaxis(array, axis, 0)
-        weighted = moved * np.reshape(self.write, (-1, *[1] * (moved.ndim - 1)))
         old = np.zeros((self.size, *moved.shape[1:]))
-        np.add.at(old, self.source[self.held], weighted[self.held])
+        for copies in self._rounds():
+            old[self.source[copies]] += moved[copies] * np.reshape(self.write[copies], (-1, *[1] * (moved.ndim - 1)))
         return np.moveaxis(old, 0, axis)
+
+    def _rounds(self) -> Iterator[Indices]:
+        """The indices that copy: the first copy of each old index, then the second of each, and so on."""
+        left = np.flatnonzero(self.held)
+        while len(left):
+            firsts = left[np.sort(np.unique(self.source[left], return_index=True)[1])]
+            yield firsts
+            left = np.setdiff1d(left, firsts)
 
     def dual(self) -> Lift:
         """The lift by which gradients, and so Adam's first moment, move: writes and reads trade places.

@@ -23,6 +23,7 @@ GEMMA2 = replace(
         **{name: line.removesuffix(" | ends branch") for name, line in FEED_FORWARD.items() if name.endswith("weight")},
         "post_feedforward_layernorm.weight": "gain hidden | plus one | ends branch",
     },
+    whole_heads=("gemma2",),
     period=2,  # sliding and full attention take turns
     defaults={"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "head_dim": 256},
 )

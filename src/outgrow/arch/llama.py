@@ -45,6 +45,7 @@ LLAMA = Arch(
     layer={**ATTENTION, **FEED_FORWARD},
     products=HEADS,
     norm_eps="rms_norm_eps",
+    whole_heads=("llama",),
     buffers=("self_attn.rotary_emb.inv_freq",),
     defaults={"tie_word_embeddings": False, "rms_norm_eps": 1e-6},
 )

@@ -141,6 +141,7 @@ class Arch:
         norm_eps: config key of the epsilon of the norms over the residual space; None if there is none or other norms share it.
         init: config key of the standard deviation of fresh weights.
         requires: config key -> the only value that this table describes, where the file does not leave it out.
+        whole_heads: values of `model_type` whose models transformers refuses where hidden is no multiple of the query heads.
         backbone_prefix: what names lack in files that were saved without the output head.
         buffers: tensors inside a block that old files carry and that nothing reads; they are dropped.
         defaults: config key -> value where the file leaves it out.
@@ -160,6 +161,7 @@ class Arch:
     norm_eps: str | None = None
     init: str = "initializer_range"
     requires: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    whole_heads: tuple[str, ...] = ()
     backbone_prefix: str = ""
     buffers: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -180,7 +182,10 @@ class Arch:
         """[layers] the kind of each block, such as sliding or full attention."""
         for table in self.layer_tables:
             if isinstance(config.get(table), list):
-                return cast("list[Any]", config[table])
+                entries = cast("list[Any]", config[table])
+                if not all(isinstance(entry, (str, int)) for entry in entries):
+                    raise OutgrowError(f"the config's '{table}' must name the kind of each layer, not {str(entries)[:80]}")
+                return entries
         return [layer % self.period for layer in range(self.layers(config))]
 
     def pattern(self, config: Config) -> int:
@@ -199,9 +204,15 @@ class Arch:
         for key, value in self.requires.items():
             if config.get(key, value) not in (value, None):
                 raise OutgrowError(f"'{key}' = {config[key]!r} is not described for {self.family}; only {value!r} is")
+        for key in (self.norm_eps, self.init):
+            value = self.get(config, key) if key else None
+            if value is not None and not (type(value) in (int, float) and 0 <= value < math.inf):
+                raise OutgrowError(f"the config's '{key}' must be a finite number of at least 0, not {value!r}")
         sizes: dict[str, int] = {}
         for name, space in self.spaces.items():
             sizes[name] = self._evaluate(name, space.size, {**config, **sizes})
+            for key in (key for key in space.scales if self.get(config, key) is not None):
+                self._evaluate(key, key, config)
         return sizes
 
     def _evaluate(self, name: str, expression: str, values: Mapping[str, Any]) -> int:

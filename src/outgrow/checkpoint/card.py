@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import yaml
 
 from outgrow.checkpoint.huggingface import Checkpoint
 from outgrow.checkpoint.lineage import Lineage
 from outgrow.growth.plan import GrowthPlan
 
 CARD = "README.md"
+_STAYS = ("license", "license_name", "license_link", "language", "base_model")
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 def card_text(checkpoint: Checkpoint, plan: GrowthPlan, receipt: Lineage) -> str:
     """The page; the source's licence, language and base model stay if its own card names them."""
-    name = checkpoint.directory.resolve().name
-    kept = _kept(checkpoint)
-    front = ["---", "library_name: transformers", *kept, "tags:", "- model-growth", "- outgrow", "---"]
+    name = checkpoint.title
+    about = {"library_name": "transformers", **_kept(checkpoint), "tags": ["model-growth", "outgrow"]}
+    front = ["---", yaml.safe_dump(about, sort_keys=False, allow_unicode=True).rstrip(), "---"]
     stages = [
         f"{number}. `{stage.operator}({', '.join(f'{key}={value!r}' for key, value in stage.knobs.items())})`, {stage.citation}: "
         f"{'keeps the function' if stage.claims.preserves else 'changes the function'}"
@@ -54,13 +58,17 @@ def card_text(checkpoint: Checkpoint, plan: GrowthPlan, receipt: Lineage) -> str
     )
 
 
-def _kept(checkpoint: Checkpoint) -> list[str]:
-    """The lines of the source's card that hold for what is grown from it."""
+def _kept(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What holds of the source's card for what is grown from it too; its base model is the source where that is on the hub."""
     path = checkpoint.directory / CARD
     found = _FRONT.match(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
-    keys = ("license:", "license_name:", "license_link:", "language:", "base_model:")
-    lines = found[1].splitlines() if found else []
-    return [line for line in lines if line.startswith(keys) and line.split(":", 1)[1].strip()]
+    try:
+        about = yaml.safe_load(found[1]) if found else {}
+    except yaml.YAMLError:
+        about = {}
+    kept = {key: about[key] for key in _STAYS if isinstance(about, dict) and about.get(key)}
+    name, on_hub, _ = checkpoint.title.partition("@")
+    return {**kept, "base_model": name} if on_hub else kept
 
 
 def _trained(plan: GrowthPlan, receipt: Lineage) -> str:

@@ -131,6 +131,7 @@ def write_dcp(
     """
     import torch
     from torch import distributed
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
@@ -151,7 +152,11 @@ def write_dcp(
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is")  # says that there is one process
-        save({**state, **blobs}, storage_writer=FileSystemWriter(directory), planner=Planner(), no_dist=not many)
+        try:
+            save({**state, **blobs}, storage_writer=FileSystemWriter(directory), planner=Planner(), no_dist=not many)
+        except CheckpointException as error:  # it holds what went wrong on every rank
+            first = next(iter(error.failures.values()))
+            raise (first[0] if isinstance(first, tuple) else first) from None
 
 
 def _from_safetensors(files: Iterable[Path]) -> Iterator[tuple[str, Chunked]]:

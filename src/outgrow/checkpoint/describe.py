@@ -38,9 +38,16 @@ def checkpoint_facts(checkpoint: Checkpoint, context: int = CONTEXT) -> dict[str
     if lineage.run:
         facts["written by run"] = lineage.run
     if lineage.plan:
-        facts["grown by"] = f"{lineage.plan.get('operator')} {lineage.plan.get('knobs')} ({lineage.plan.get('citation')})"
-        facts["grown from"] = lineage.parents
+        facts["grown by"] = "; ".join(f"{one.get('operator')} {one.get('knobs')} ({one.get('citation')})" for one in _stages(lineage.plan))
+        facts["grown from"] = lineage.source
+        facts["files grown from"] = lineage.parents
     return facts
+
+
+def _stages(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The plans in a receipt that were applied one after another."""
+    before = plan.get("after")
+    return [*(_stages(before) if isinstance(before, dict) else []), plan]
 
 
 def plan_lines(plan: GrowthPlan, every_tensor: bool = True) -> Iterator[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from outgrow.checkpoint.card import CARD, card_text
 from outgrow.checkpoint.grow_dcp import Distributed, distributed_layout
@@ -18,7 +20,7 @@ from outgrow.checkpoint.lineage import LINEAGE, Lineage, read_lineage
 from outgrow.checkpoint.names import Names, torchtitan_names
 from outgrow.checkpoint.optimizer_state import CLOCK
 from outgrow.checkpoint.ranks import leads, telling, told
-from outgrow.checkpoint.safetensors_file import FLOATS
+from outgrow.checkpoint.safetensors_file import FLOATS, Stored
 from outgrow.checkpoint.writing import Progress, write_shards
 from outgrow.errors import OutgrowError
 from outgrow.files import new_directory, write_json
@@ -27,7 +29,7 @@ from outgrow.growth.plan import GrowthPlan
 
 MAX_SHARD_BYTES = 5_000_000_000
 Form = Literal["huggingface", "dcp", "torchtitan"]
-Measure = Callable[[Path, Path, GrowthPlan], dict[str, Any]]
+Measure = Callable[[Checkpoint, Path, GrowthPlan], dict[str, Any]]
 
 
 def grow_directory(
@@ -55,25 +57,16 @@ def grow_directory(
         form: `dcp` writes a distributed checkpoint under the source's names, `torchtitan` under torchtitan's. In a process group
             every rank calls this, and writes its share.
         progress: told (bytes written, bytes in all), from several threads, one at a time.
-        measure: what to measure on (source, grown directory, plan) before the receipt is written into it.
+        measure: what to measure on (opened source, grown directory, plan) before the receipt is written into it.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    if plan.origin != checkpoint.config:
-        raise OutgrowError(f"the plan was made for another config than that of '{checkpoint.directory}'; make it from this one")
-    if form == "huggingface":
-        layout = weight_shards(checkpoint, plan, max_shard_bytes, _stored_as(dtype))
-        weights = list(layout)
-        if optimizer != "reset":
-            layout += moment_shards(checkpoint, plan, optimizer)
-    else:
-        names = torchtitan_names(plan.grown_arch, plan.target_config) if form == "torchtitan" else checkpoint.names or Names()
-        layout, weights = distributed_layout(checkpoint, plan, names, optimizer, _stored_as(dtype)), []
-        if not leads():
-            place = told()
-            return layout.write(place) if place else None
-    with telling() as tell, ThreadPoolExecutor(1) as pool:
-        _refuse_place(checkpoint, target, overwrite)
-        _enough_room(target, layout.bytes if isinstance(layout, Distributed) else sum(shard.bytes for shard in layout))
+    layout, weights = settle(checkpoint, plan, max_shard_bytes, optimizer, dtype, form)
+    if not leads():
+        place = told()
+        return layout.write(place) if place and isinstance(layout, Distributed) else None
+    with telling() as tell, ThreadPoolExecutor(1) as pool, _explained(target):
+        refuse_place(checkpoint, target, layout, overwrite)
+        before = read_lineage(checkpoint.directory)
         with new_directory(target, overwrite) as temporary:
             hashes = pool.submit(checkpoint.hashes)  # reads what is being copied, while it is in memory
             if isinstance(layout, Distributed):
@@ -84,10 +77,66 @@ def grow_directory(
                 if optimizer != "reset":
                     shutil.copyfile(checkpoint.directory / CLOCK, temporary / CLOCK)
             _write_side(temporary, checkpoint, plan, weights, dtype)
-            measured = measure(checkpoint.directory, temporary, plan) if measure else None
-            receipt = _receipt(checkpoint, plan, optimizer, measured, hashes.result())
+            measured = measure(checkpoint, temporary, plan) if measure else None
+            receipt = _receipt(checkpoint, before, plan, optimizer, measured, hashes.result())
             write_json(temporary / LINEAGE, receipt.as_json())
-            (temporary / CARD).write_text(card_text(checkpoint, plan, receipt), encoding="utf-8")
+            (temporary / CARD).write_text(card_text(checkpoint, plan, receipt), encoding="utf-8", errors="backslashreplace")
+
+
+def settle(
+    checkpoint: Checkpoint,
+    plan: GrowthPlan,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    optimizer: Policy = "reset",
+    dtype: str | None = None,
+    form: Form = "huggingface",
+) -> tuple[list[Shard] | Distributed, list[Shard]]:
+    """Everything that will be written, and of it the weight files; refuses what cannot be made, before a byte is written."""
+    if plan.origin != checkpoint.config:
+        raise OutgrowError(f"the plan was made for another config than that of '{checkpoint.directory}'; make it from this one")
+    if form not in get_args(Form) or optimizer not in get_args(Policy):
+        known = get_args(Form) if form not in get_args(Form) else get_args(Policy)
+        raise OutgrowError(f"'{form if known == get_args(Form) else optimizer}' is none of {', '.join(known)}")
+    if max_shard_bytes < 1:
+        raise OutgrowError(f"a weight file must hold at least a byte, not {max_shard_bytes:,}")
+    _refuse_other_ties(checkpoint)
+    if form == "huggingface":
+        weights = weight_shards(checkpoint, plan, max_shard_bytes, _stored_as(dtype))
+        return weights + (moment_shards(checkpoint, plan, optimizer) if optimizer != "reset" else []), weights
+    names = torchtitan_names(plan.grown_arch, plan.target_config) if form == "torchtitan" else checkpoint.names or Names()
+    return distributed_layout(checkpoint, plan, names, optimizer, _stored_as(dtype)), []
+
+
+def refuse_place(checkpoint: Checkpoint, target: Path, layout: list[Shard] | Distributed, overwrite: bool) -> None:
+    """Refuses a target that stands there, that lies where it must not, or whose disk has no room."""
+    _refuse_standing(checkpoint, target, overwrite)
+    held, wanted = checkpoint.directory.resolve(), Path(os.path.abspath(target))
+    if held in wanted.parents:
+        raise OutgrowError(f"'{target}' lies inside the source, which is only read; choose another place")
+    _enough_room(target, layout.bytes if isinstance(layout, Distributed) else sum(shard.bytes for shard in layout))
+
+
+@contextmanager
+def _explained(target: Path) -> Generator[None, None, None]:
+    """A disk that fills up while writing is told by the name of what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OutgrowError(
+            f"'{target}' could not be written ({error.strerror}), and nothing is left of it; make room or choose another place"
+        ) from None
+
+
+def _refuse_other_ties(checkpoint: Checkpoint) -> None:
+    """A tied tensor that stands in the files all the same must be what it is tied to, or something would be lost."""
+    for alias, name in checkpoint.arch.aliases(checkpoint.config).items():
+        other, own = checkpoint.tied.get(alias), checkpoint.tensors[name]
+        if isinstance(other, Stored) and isinstance(own, Stored) and not other.same_bytes(own):
+            raise OutgrowError(
+                f"'{alias}' of '{checkpoint.directory}' is not '{name}', to which its config.json ties it; set tie_word_embeddings to false"
+            )
 
 
 def _stored_as(dtype: str | None) -> str | None:
@@ -98,16 +147,16 @@ def _stored_as(dtype: str | None) -> str | None:
     return None if dtype is None else names[dtype]
 
 
-def _refuse_place(checkpoint: Checkpoint, target: Path, overwrite: bool) -> None:
+def _refuse_standing(checkpoint: Checkpoint, target: Path, overwrite: bool) -> None:
     """A target that stands there already is replaced only if asked for, if it is a checkpoint, and never if it holds the source."""
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:
         raise OutgrowError(f"'{target}' exists already; remove it, choose another place, or use --overwrite")
     held = checkpoint.directory.resolve()
-    if target.resolve() in (held, *held.parents):
+    if not target.is_symlink() and target.resolve() in (held, *held.parents):
         raise OutgrowError(f"'{target}' holds the source, which is never overwritten; choose another place")
-    if not target.is_dir() or target.is_symlink() or (any(target.iterdir()) and not (target / CONFIG).exists()):
+    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not (target / CONFIG).exists()):
         raise OutgrowError(f"'{target}' is not a checkpoint directory, so it is not overwritten; choose another place")
 
 
@@ -122,20 +171,22 @@ def _write_side(temporary: Path, checkpoint: Checkpoint, plan: GrowthPlan, weigh
         total = sum(entry.bytes for shard in weights for entry in shard.entries.values())
         (temporary / INDEX).write_text(index_text(weight_map, total), encoding="utf-8")
     for path in checkpoint.side_files():
-        shutil.copyfile(path, temporary / path.name)
+        place = temporary / path.relative_to(checkpoint.directory)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def _receipt(
-    checkpoint: Checkpoint, plan: GrowthPlan, optimizer: Policy, measured: dict[str, Any] | None, hashes: dict[str, str]
+    checkpoint: Checkpoint, before: Lineage, plan: GrowthPlan, optimizer: Policy, measured: dict[str, Any] | None, hashes: dict[str, str]
 ) -> Lineage:  # fmt: skip
     """What `outgrow.json` of the grown directory says."""
-    before = read_lineage(checkpoint.directory)
     spent = sum(stage.flops for stage in plan.stages)
     fresh = [tensor.name for tensor in plan.grown_arch.tensors(plan.target_config) if plan.is_fresh(tensor)]
     return Lineage(
         before.tokens,
         before.flops + spent,
         plan=plan.as_json(),
+        source=checkpoint.title,
         optimizer=optimizer,
         measured=measured,
         trains=fresh if plan.trains_only_fresh else None,

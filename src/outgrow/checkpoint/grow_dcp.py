@@ -9,8 +9,9 @@ from typing import Any
 
 from outgrow.checkpoint.dcp import Blob, Chunked, write_dcp
 from outgrow.checkpoint.huggingface import Checkpoint
+from outgrow.checkpoint.layout import stored_as
 from outgrow.checkpoint.names import Names
-from outgrow.checkpoint.optimizer_state import MOMENTS
+from outgrow.checkpoint.optimizer_state import MOMENTS, stored_moments
 from outgrow.checkpoint.safetensors_file import FLOATS, entry_bytes
 from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown, Policy
@@ -52,7 +53,7 @@ def distributed_layout(checkpoint: Checkpoint, plan: GrowthPlan, names: Names, p
     """Weights under `names`, and with them, unless they are reset, the optimizer's state and whatever else the source holds."""
     found = Distributed()
     shapes = plan.grown_arch.shapes(plan.target_config)
-    grown = Grown(plan, lambda name: checkpoint.tensors[name].read())
+    grown = Grown(plan, lambda name, rows: checkpoint.tensors[name].read(rows))
     for name, shape in shapes.items():
         own = checkpoint.tensors[grown.reference(name)].entry.dtype
         if own not in FLOATS:
@@ -72,11 +73,16 @@ def _add_state(found: Distributed, checkpoint: Checkpoint, plan: GrowthPlan, nam
     """The optimizer's state and settings, which stand under the names of parameters, and all else as it is."""
     of_parameters = (checkpoint.names or names).per_parameter(checkpoint.held, checkpoint.tensors)
     if not any(field in MOMENTS for fields in of_parameters.values() for _, field in fields):
+        if stored_moments(checkpoint.directory):
+            raise OutgrowError(
+                f"the optimizer's state in '{checkpoint.directory}' goes into a Hugging Face directory, and not into a distributed "
+                "checkpoint, which would need its settings too; use --optimizer reset, or leave --form out"
+            )
         raise OutgrowError(f"'{checkpoint.directory}' carries no optimizer state to {policy}; use --optimizer reset")
     shapes = plan.grown_arch.shapes(plan.target_config)
     for before, moment in sorted({key for fields in of_parameters.values() for key in fields}):
         stored = {name: fields[before, moment] for name, fields in of_parameters.items() if (before, moment) in fields}
-        grown = Grown(plan, lambda name, stored=stored: stored[name].read())  # type: ignore[union-attr]
+        grown = Grown(plan, lambda name, rows, stored=stored: stored[name].read(rows))  # type: ignore[union-attr]
         for name in grown.tensors:
             one = stored.get(grown.reference(name))
             key = f"{before}{names.on_disk(name)}.{moment}"
@@ -96,17 +102,11 @@ def _weight(checkpoint: Checkpoint, grown: Grown, name: str, turned: Callable[[A
     def make() -> Any:
         source = grown.copied_from(name)
         if source is None:
-            return _cast(turned(grown.weight(name)), dtype)
-        return _cast(turned(checkpoint.tensors[source].load()), dtype)
+            return stored_as(turned(grown.weight(name)), dtype, name).contiguous()
+        return stored_as(turned(checkpoint.tensors[source].load()), dtype, name).contiguous()
 
     return make
 
 
 def _moment(grown: Grown, name: str, moment: str, policy: Policy, turned: Callable[[Any], Any], dtype: str) -> Callable[[], Any]:
-    return lambda: _cast(turned(grown.state(name, MOMENTS[moment], policy)), dtype)
-
-
-def _cast(tensor: Any, dtype: str) -> Any:
-    import torch
-
-    return tensor.to(getattr(torch, FLOATS[dtype])).contiguous()
+    return lambda: stored_as(turned(grown.state(name, MOMENTS[moment], policy)), dtype, name).contiguous()

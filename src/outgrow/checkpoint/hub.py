@@ -8,7 +8,7 @@ from pathlib import Path
 from outgrow.errors import OutgrowError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "README.md"]
+_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*", "README.md"]
 
 
 def local(source: str) -> Path:
@@ -20,7 +20,7 @@ def local(source: str) -> Path:
         return Path(source)
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ModuleNotFoundError:
         raise OutgrowError(f"there is no '{source}' here; to look for it on the hub, pip install 'outgrow[train]'") from None
     name, _, revision = source.partition("@")
@@ -30,6 +30,8 @@ def local(source: str) -> Path:
         raise OutgrowError(
             f"there is no '{source}' here or in the hub's cache, and the hub cannot be reached; give a local directory"
         ) from None
+    except HFValidationError:
+        raise OutgrowError(f"there is no '{source}' here, and it is no id of the hub; give a directory or owner/name") from None
     except HfHubHTTPError as error:
         raise OutgrowError(f"the hub does not give '{source}': {str(error).splitlines()[0]}") from None
     except OSError as error:

@@ -16,8 +16,10 @@ from outgrow.errors import OutgrowError
 from outgrow.files import file_hash, read_json
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_SIDE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken"}
-_NOT_SIDE = {CONFIG, INDEX, "outgrow.json", "training.json"}
+_SIDE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"}
+_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+# What is true of the source alone: its weights' place, its training, its scores.
+_NOT_SIDE = {CONFIG, "outgrow.json", "training.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Checkpoint:
         tensors: name, as transformers names it -> where it lies.
         names: of a distributed checkpoint: what its tensors are called there.
         held: of a distributed checkpoint: everything in it, by the names there.
+        tied: tensors that stand in the files although the config ties them to others.
     """
 
     directory: Path
@@ -39,6 +42,15 @@ class Checkpoint:
     tensors: Mapping[str, Stored | Chunked]
     names: Names | None = None
     held: Mapping[str, Chunked | Blob] = field(default_factory=dict[str, "Chunked | Blob"])
+    tied: Mapping[str, Stored | Chunked] = field(default_factory=dict[str, "Stored | Chunked"])
+
+    @property
+    def title(self) -> str:
+        """What people call it: its id on the hub with the revision, where the hub's cache holds it, or the name of its directory."""
+        place = self.directory.resolve()
+        owner, _, name = place.parent.parent.name.removeprefix("models--").partition("--")
+        cached = place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--") and name
+        return f"{owner}/{name}@{place.name}" if cached else place.name
 
     @property
     def weight_files(self) -> list[Path]:
@@ -49,9 +61,10 @@ class Checkpoint:
         return {path.name: file_hash(path) for path in self.weight_files}
 
     def side_files(self) -> list[Path]:
-        """Tokenizer, generation config, chat template and licence: what travels beside the weights."""
-        files = (path for path in sorted(self.directory.iterdir()) if path.is_file() and path.name not in _NOT_SIDE)
-        return [path for path in files if path.suffix in _SIDE_SUFFIXES or path.stem.upper() == "LICENSE"]
+        """Tokenizer, generation config, chat templates, code and licence: what travels beside the weights."""
+        near = [*sorted(self.directory.iterdir()), *sorted(self.directory.glob("additional_chat_templates/*.jinja"))]
+        files = (path for path in near if path.is_file() and path.name not in _NOT_SIDE and not path.name.endswith(".index.json"))
+        return [path for path in files if path.suffix in _SIDE_SUFFIXES or path.stem.upper().startswith(_LEGAL)]
 
 
 def open_checkpoint(
@@ -82,6 +95,9 @@ def open_checkpoint(
     tensors = names.tensors(held, arch, config) if names else stored_tensors(file or directory, arch)
     if arch.layers(config) > len(tensors):
         raise OutgrowError(f"config.json of '{directory}' says {arch.layers(config):,} layers, and its files hold {len(tensors)} tensors")
+    experts = arch.sizes(config).get("expert", 0)
+    if experts > len(tensors):
+        raise OutgrowError(f"config.json of '{directory}' says {experts:,} experts, and its files hold {len(tensors)} tensors")
     expected = arch.shapes(config)
     ignored = set(arch.aliases(config)) | {
         arch.layer_prefix.format(layer) + name for layer in range(arch.layers(config)) for name in arch.buffers
@@ -90,7 +106,8 @@ def open_checkpoint(
     for name, shape in expected.items():
         if tensors[name].entry.shape != shape:
             raise OutgrowError(f"'{name}' in '{directory}' has shape {list(tensors[name].entry.shape)}, and config.json says {list(shape)}")
-    return Checkpoint(directory, arch, config, {name: tensors[name] for name in expected}, names, held)
+    tied = {alias: tensors[alias] for alias in arch.aliases(config) if alias in tensors}
+    return Checkpoint(directory, arch, config, {name: tensors[name] for name in expected}, names, held, tied)
 
 
 def stored_tensors(directory: Path, arch: Arch) -> dict[str, Stored]:
@@ -127,18 +144,18 @@ def index_text(weight_map: Mapping[str, str], total_bytes: int) -> str:
 
 
 def _stored(directory: Path) -> dict[str, Stored]:
-    """Every tensor in the directory's weight files."""
-    if (directory / INDEX).exists():
-        return _indexed(directory)
+    """Every tensor in the directory's weight files; where there are both, of the single file, as transformers has it."""
     if (directory / SINGLE).exists():
         return stored_in(directory / SINGLE)
+    if (directory / INDEX).exists():
+        return _indexed(directory)
     if any(directory.glob("*.bin")):
         raise OutgrowError(f"'{directory}' holds pickled weights only, which are not opened; save the model as safetensors first")
     raise OutgrowError(f"'{directory}' holds no weights: neither '{SINGLE}' nor '{INDEX}'")
 
 
 def _indexed(directory: Path) -> dict[str, Stored]:
-    index = read_json(directory / INDEX)
+    index = read_json(directory / INDEX, unique=True)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise OutgrowError(f"'{directory / INDEX}' needs a 'weight_map' of tensor names to file names")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,8 @@ from outgrow.checkpoint.optimizer_state import CLOCK, MOMENTS, grown_names, mome
 from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, FLOATS, Entry, Stored, write_header
 from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown, Policy
-from outgrow.growth.fresh import rows_at_once
+from outgrow.growth.fresh import pieces
 from outgrow.growth.plan import GrowthPlan
-
-
-@dataclass
-class _Window:
-    """The rows of the source that are read now."""
-
-    rows: slice = field(default_factory=lambda: slice(None))
 
 
 @dataclass(frozen=True)
@@ -55,8 +48,7 @@ def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype:
         largest: bytes of tensors in one file, at most.
         dtype: one of `FLOATS` for all tensors; each keeps its own if None.
     """
-    window = _Window()
-    grown = Grown(plan, lambda name: checkpoint.tensors[name].read(window.rows))
+    grown = Grown(plan, lambda name, rows: checkpoint.tensors[name].read(rows))
     shapes = plan.grown_arch.shapes(plan.target_config)
     own = {name: checkpoint.tensors[grown.reference(name)].entry.dtype for name in grown.tensors}
     copied: dict[str, Stored] = {}
@@ -69,12 +61,8 @@ def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype:
             raise OutgrowError(f"'{name}' is stored as {own[name]}, in which growth cannot compute; save the model in bf16 first")
 
     def compute(name: str) -> Iterator[Any]:
-        rows = shapes[name][0]
-        apart = grown.has_rows_apart(name) and all(isinstance(one, Stored) for one in checkpoint.tensors.values())
-        step = rows_at_once(shapes[name]) if apart else rows
-        for begin in range(0, rows, step):
-            window.rows = slice(begin, min(begin + step, rows)) if apart else slice(None)
-            yield grown.weight(name, window.rows)
+        apart = all(isinstance(one, Stored) for one in checkpoint.tensors.values()) and grown.has_rows_apart(name)
+        return (grown.weight(name, rows) for rows in (pieces(shapes[name]) if apart else [slice(None)]))
 
     files = shards({name: (dtype or own[name], shape) for name, shape in shapes.items()}, largest)
     laid_out: list[Shard] = []
@@ -89,27 +77,41 @@ def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype:
 def moment_shards(checkpoint: Checkpoint, plan: GrowthPlan, policy: Policy) -> list[Shard]:
     """The files of the optimizer's state."""
     found = stored_moments(checkpoint.directory)
+    if checkpoint.held:
+        raise OutgrowError(
+            f"the optimizer's state in '{checkpoint.directory}' goes into another distributed checkpoint, and not into a Hugging Face "
+            "directory, whose clock it does not know; use --form dcp, or --optimizer reset"
+        )
     if not found or not (checkpoint.directory / CLOCK).exists():
         raise OutgrowError(f"'{checkpoint.directory}' carries no optimizer state to {policy}; use --optimizer reset")
     shapes = plan.grown_arch.shapes(plan.target_config)
     files: list[Shard] = []
     for moment, stored in found.items():
         _same_shapes(checkpoint, stored)
-        grown = Grown(plan, lambda name, stored=stored: stored[name].read())
+        grown = Grown(plan, lambda name, rows, stored=stored: stored[name].read(rows))
         tensors = {name: (stored[grown.reference(name)].entry.dtype, shapes[name]) for name in grown_names(grown, stored)}
 
         def compute(name: str, grown: Grown = grown, moment: str = moment) -> Iterator[Any]:
-            yield grown.state(name, MOMENTS[moment], policy)
+            some = pieces(shapes[name]) if grown.has_rows_apart(name) else [slice(None)]
+            return (grown.state(name, MOMENTS[moment], policy, rows) for rows in some)
 
         files.append(Shard(moment_file(Path(), moment).name, *write_header(tensors), {}, compute))
     return files
 
 
-def bytes_of(tensor: Any, dtype: str) -> Any:
-    """A computed torch tensor, cast once to the type it is stored as, as a buffer."""
+def bytes_of(tensor: Any, dtype: str, name: str) -> Any:
+    """A computed torch tensor, cast once to the type it is stored as, as a buffer; refuses one that does not fit that type."""
+    return raw(stored_as(tensor, dtype, name))
+
+
+def stored_as(tensor: Any, dtype: str, name: str) -> Any:
+    """A computed torch tensor, cast once to the type it is stored as; refuses one that does not fit that type."""
     import torch
 
-    return raw(tensor.to(getattr(torch, FLOATS[dtype])))
+    cast = tensor.to(getattr(torch, FLOATS[dtype]))
+    if dtype == "F16" and not bool((cast.isfinite() | ~tensor.isfinite()).all()):
+        raise OutgrowError(f"'{name}' holds numbers that float16 cannot; store it as bfloat16 or float32 with --dtype")
+    return cast
 
 
 def raw(tensor: Any) -> Any:

@@ -11,7 +11,7 @@ from outgrow.files import read_json
 
 LINEAGE = "outgrow.json"
 _TYPES: dict[str, Any] = {
-    "tokens": int, "flops": (int, float), "run": str, "plan": dict, "optimizer": str, "measured": dict, "trains": list,
+    "tokens": int, "flops": (int, float), "run": str, "source": str, "plan": dict, "optimizer": str, "measured": dict, "trains": list,
     "parents": dict, "parent": dict, "skipped": int, "copies": dict,
 }  # fmt: skip
 
@@ -24,6 +24,7 @@ class Lineage:
         tokens: training tokens that led here.
         flops: training FLOPs that led here.
         run: identity of the training run that wrote it, if one did.
+        source: what it was grown from: an id on the hub with its revision, or the name of a directory.
         plan: the growth plan that made it, if one did.
         optimizer: what became of the optimizer's state in growth.
         measured: what was measured on the grown model, its logit difference from the source among it.
@@ -37,6 +38,7 @@ class Lineage:
     tokens: int = 0
     flops: float = 0.0
     run: str | None = None
+    source: str | None = None
     plan: dict[str, Any] | None = None
     optimizer: str | None = None
     measured: dict[str, Any] | None = None

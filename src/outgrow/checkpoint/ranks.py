@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
+def started() -> int:
+    """How many processes `torchrun`, or a job of submitit, started together; a stray WORLD_SIZE alone says nothing."""
+    count = os.environ.get("WORLD_SIZE", "")
+    return int(count) if count.isdecimal() and "MASTER_ADDR" in os.environ else 1
+
+
 def world() -> int:
-    """How many processes work together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes work together, since `join_ranks`."""
+    group = _group()
+    return group.get_world_size() if group else 1
 
 
 def rank() -> int:
     """Which of them this is."""
-    return int(os.environ.get("RANK", "0")) if world() > 1 else 0
+    group = _group()
+    return group.get_rank() if group else 0
 
 
 def leads() -> bool:
@@ -26,7 +35,7 @@ def leads() -> bool:
 
 def join_ranks() -> None:
     """Makes a process group of the processes that `torchrun` started, if it did."""
-    if world() > 1:
+    if started() > 1:
         import torch
         from torch import distributed
 
@@ -34,6 +43,12 @@ def join_ranks() -> None:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not distributed.is_initialized():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _group() -> Any:
+    """`torch.distributed`, where a process group has been made; torch is not imported to ask."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
 
 
 @contextmanager

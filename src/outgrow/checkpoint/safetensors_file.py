@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from outgrow.errors import OutgrowError
+from outgrow.files import DuplicateKeyError, refuse_special, without_duplicates
 
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -27,6 +28,8 @@ TORCH_NAMES = {
 }  # fmt: skip
 FLOATS = {name: TORCH_NAMES[name] for name in ("F64", "F32", "F16", "BF16")}
 LARGEST_HEADER = 100_000_000
+BLOCK = 1 << 22  # bytes that are compared at a time
+MOST_AXES = 64  # of a tensor; torch knows no more
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,42 @@ class Stored:
         return {self.path}
 
     def load(self, rows: slice = slice(None)) -> Any:
-        """The tensor, or some of its rows, as a torch tensor of its own type."""
-        from safetensors import safe_open
+        """The tensor, or some of its rows, as a torch tensor of its own type; read and not mapped, which is slow on network disks."""
+        import torch
 
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(self.name) if rows == slice(None) else file.get_slice(self.name)[rows]
+        shape, dtype = self.entry.shape, getattr(torch, TORCH_NAMES[self.entry.dtype])
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=dtype)[rows]
+        first, last, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
+        row_bytes = self.entry.bytes // (shape[0] if shape else 1)
+        data = bytearray((last - first) * row_bytes)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.entry.begin + first * row_bytes)
+            view = memoryview(data)
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise OutgrowError(f"'{self.path}' became shorter while it was read")
+                view = view[count:]
+        return torch.frombuffer(data, dtype=dtype).reshape(last - first, *shape[1:]) if shape else torch.frombuffer(data, dtype=dtype)[0]
+
+    def same_bytes(self, other: Stored) -> bool:
+        """Does another stored tensor hold the same?"""
+        if (self.entry.dtype, self.entry.shape) != (other.entry.dtype, other.entry.shape):
+            return False
+        return all(mine == theirs for mine, theirs in zip(self.blocks(), other.blocks(), strict=True))
+
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes, some MiB at a time."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.entry.begin)
+            left = self.entry.bytes
+            while left:
+                block = file.read(min(left, BLOCK))
+                if not block:
+                    raise OutgrowError(f"'{self.path}' became shorter while it was read")
+                left -= len(block)
+                yield block
 
     def read(self, rows: slice = slice(None)) -> Any:
         """The tensor, or some of its rows, in fp32 for arithmetic (float64 if it is float64)."""
@@ -119,6 +153,7 @@ def write_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[by
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     """A file's header, where its tensors begin, and its size."""
+    refuse_special(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -130,27 +165,14 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     except FileNotFoundError:
         raise OutgrowError(f"there is no file '{path}'") from None
     try:
-        header = json.loads(text, object_pairs_hook=_without_duplicates)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates)
+    except DuplicateKeyError as error:
+        raise OutgrowError(f"the header of '{path}' names '{error}' twice") from None
     except (ValueError, RecursionError) as error:  # ValueError: malformed, not UTF-8, or a number of thousands of digits
         raise OutgrowError(f"the header of '{path}' is not valid JSON: {error}") from None
-    except _DuplicateKeyError as error:
-        raise OutgrowError(f"the header of '{path}' names '{error}' twice") from None
     if not isinstance(header, dict):
         raise OutgrowError(f"the header of '{path}' must be a JSON object of tensors")
     return header, 8 + length, size
-
-
-class _DuplicateKeyError(Exception):
-    pass
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _DuplicateKeyError(key)
-        found[key] = value
-    return found
 
 
 def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
@@ -163,8 +185,8 @@ def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
         raise OutgrowError(f"{where} has the unknown dtype {dtype!r}; known: {', '.join(DTYPE_BYTES)}")
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
         raise OutgrowError(f"{where} needs a shape and two data offsets of whole numbers")
-    if offsets[1] - offsets[0] != entry_bytes(dtype, shape):
-        raise OutgrowError(f"{where} has shape {shape} of {dtype}, which does not fill its bytes {offsets[0]} to {offsets[1]}")
+    if len(shape) > MOST_AXES or offsets[1] - offsets[0] != entry_bytes(dtype, shape):
+        raise OutgrowError(f"{where} has shape {str(shape)[:200]} of {dtype}, which does not fill its bytes {offsets[0]} to {offsets[1]}")
     return Entry(dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 

@@ -13,13 +13,12 @@ from outgrow.checkpoint.grow_dcp import Distributed, distributed_layout
 from outgrow.checkpoint.huggingface import Checkpoint, open_checkpoint
 from outgrow.checkpoint.layout import Shard, bytes_of, moment_shards, raw, weight_shards
 from outgrow.checkpoint.lineage import LINEAGE, read_lineage
-from outgrow.checkpoint.optimizer_state import stored_moments
+from outgrow.checkpoint.optimizer_state import CLOCK, stored_moments
 from outgrow.checkpoint.safetensors_file import FLOATS, Stored
 from outgrow.errors import OutgrowError
+from outgrow.files import read_json
 from outgrow.growth.apply import Policy
 from outgrow.growth.plan import GrowthPlan
-
-_BLOCK = 1 << 22
 
 
 def verify(target: Path | Checkpoint, source: Path | Checkpoint) -> int:
@@ -33,7 +32,7 @@ def verify(target: Path | Checkpoint, source: Path | Checkpoint) -> int:
     receipt = read_lineage(after.directory)
     if receipt.plan is None:
         raise OutgrowError(f"'{after.directory}' has no plan in its '{LINEAGE}', so there is nothing to hold it against")
-    plan = GrowthPlan.read(receipt.plan, before.arch)
+    plan = GrowthPlan.from_json(receipt.plan, before.arch)
     if plan.origin != before.config:
         raise OutgrowError(f"the config of '{before.directory}' is not the one that '{after.directory}' was grown from")
     if receipt.parents != before.hashes():
@@ -46,9 +45,16 @@ def verify(target: Path | Checkpoint, source: Path | Checkpoint) -> int:
     for shard in weight_shards(before, plan, MAX_SHARD_BYTES, dtype):
         compared += _compare(shard, after.tensors)
     if policy != "reset":
-        found = stored_moments(after.directory)
-        for shard in moment_shards(before, plan, policy):
-            compared += _compare(shard, found.get(shard.name.removesuffix(".safetensors"), {}))
+        if read_json(after.directory / CLOCK) != read_json(before.directory / CLOCK):
+            raise OutgrowError(f"'{after.directory / CLOCK}' is not the source's")
+        found, shards = stored_moments(after.directory), moment_shards(before, plan, policy)
+        for shard in shards:
+            held = found.pop(shard.name.removesuffix(".safetensors"), {})
+            if unknown := sorted(held.keys() - shard.entries.keys()):
+                raise OutgrowError(f"'{unknown[0]}' in '{shard.name}' of '{after.directory}' is not made by the plan")
+            compared += _compare(shard, held)
+        if found:
+            raise OutgrowError(f"'{sorted(found)[0]}' of '{after.directory}' is not made by the plan")
     return compared
 
 
@@ -91,20 +97,15 @@ def _compare(shard: Shard, found: Mapping[str, Stored | Chunked]) -> int:
         if not isinstance(stored, Stored) or (stored.entry.dtype, stored.entry.shape) != (entry.dtype, entry.shape):
             raise OutgrowError(f"'{name}' is missing, or is not {entry.dtype} {list(entry.shape)} as the plan makes it")
         if name in shard.copied:
-            expected: Iterator[bytes] = _blocks(shard.copied[name])
+            expected: Iterator[bytes] = shard.copied[name].blocks()
         else:
-            expected = (bytes(bytes_of(rows, entry.dtype)) for rows in shard.compute(name))
+            expected = (bytes(bytes_of(rows, entry.dtype, name)) for rows in shard.compute(name))
         place = 0
         for block in expected:
             if block != _read(stored, place, len(block)):
                 raise OutgrowError(f"'{name}' of the target is not what the plan makes: bytes differ after {place:,} of {entry.bytes:,}")
             place += len(block)
     return len(shard.entries)
-
-
-def _blocks(stored: Stored) -> Iterator[bytes]:
-    for begin in range(0, stored.entry.bytes, _BLOCK):
-        yield _read(stored, begin, min(_BLOCK, stored.entry.bytes - begin))
 
 
 def _read(stored: Stored, begin: int, count: int) -> bytes:

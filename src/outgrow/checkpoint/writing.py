@@ -49,7 +49,7 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
                     for name in shard.entries.keys() - shard.copied.keys():
                         place = shard.entries[name].begin
                         for rows in shard.compute(name):
-                            data = memoryview(bytes_of(rows, shard.entries[name].dtype)).cast("B")
+                            data = memoryview(bytes_of(rows, shard.entries[name].dtype, name)).cast("B")
                             _write_at(files[shard.name], data, place)
                             place += len(data)
                         report(shard.entries[name].bytes)
@@ -91,9 +91,9 @@ def _flushing(files: Collection[int]) -> Generator[None, None, None]:
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
     thread = threading.Thread(target=flush)
-    if hasattr(os, "posix_fadvise"):  # not on macOS
-        thread.start()
     try:
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            thread.start()
         yield
     finally:
         stop.set()

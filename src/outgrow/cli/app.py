@@ -23,6 +23,8 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 def main() -> None:
     """The console script: what people can mend is one sentence on stderr, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files need not be UTF-8
     try:
         status = app(standalone_mode=False)
         if status == INTERRUPTED:  # typer turns Ctrl-C into a status
@@ -40,6 +42,8 @@ def main() -> None:
         if (error.name or "").startswith("outgrow"):
             raise
         _fail(f"this command needs '{error.name}', which is not installed; pip install 'outgrow[train,report]'", 1)
+    except MemoryError:
+        _fail("there is not enough memory for that; ask for less at once", 1)
     except OSError as error:
         place = f": '{error.filename}'" if error.filename else ""
         way_out = "; make room, and the same command goes on from its last whole checkpoint" if error.errno == errno.ENOSPC else ""
@@ -47,5 +51,6 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"outgrow: {message}", file=sys.stderr)
+    # One line, whatever the files that it speaks of are called.
+    print("outgrow: " + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message), file=sys.stderr)
     sys.exit(status)

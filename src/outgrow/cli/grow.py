@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,12 +40,14 @@ def grow(
     plan: Annotated[Path | None, typer.Option(help="A plan (JSON) in place of an operator, such as 'outgrow learn' writes.")] = None,
     optimizer: Annotated[str, typer.Option(help="The optimizer's state beside the weights: reset, carry or fresh-new.")] = "reset",
     dtype: Annotated[str | None, typer.Option(help="Store all weights as float32, bfloat16, ...; each keeps its own if not given.")] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "5GB",
+    max_shard_size: Annotated[str | None, typer.Option(help="Largest weight file, such as 500MB; 5GB if not given.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that stands at the target.")] = False,
     form: Annotated[str, typer.Option(help="What to write: huggingface, dcp (the source's names) or torchtitan.")] = "huggingface",
     trust_pickle: TrustPickle = False,
     config: ConfigFile = None,
-    measure: Annotated[bool, typer.Option(help="Measure the logit difference for the receipt, where memory allows.")] = True,
+    measure: Annotated[
+        bool | None, typer.Option(help="Measure the logit difference for the receipt; if not given, of small models that take arithmetic.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
 ) -> None:
     """Grow a checkpoint from one directory to another.
@@ -53,34 +56,44 @@ def grow(
     lists them. With --form dcp, 'torchrun --nproc-per-node N --no-python outgrow grow ...' writes from N processes.
     """
     from outgrow.checkpoint.describe import plan_lines, receipt_lines
-    from outgrow.checkpoint.grow import grow_directory
+    from outgrow.checkpoint.grow import grow_directory, refuse_place, settle
     from outgrow.checkpoint.hub import local
     from outgrow.checkpoint.huggingface import open_checkpoint
-    from outgrow.checkpoint.ranks import join_ranks, leads
+    from outgrow.checkpoint.ranks import join_ranks, leads, started
     from outgrow.files import read_json
+    from outgrow.growth.apply import makes_copies_only
     from outgrow.growth.plan import GrowthPlan
 
     checkpoint = open_checkpoint(local(source), families_of(family_file), trust_pickle, config)
     if plan:
         if operator or factor is not None or layers or knob:
             raise OutgrowError("--plan says everything; give it alone, without --operator, --factor, --layers or --knob")
-        made = GrowthPlan.read(read_json(plan), checkpoint.arch)
+        made = GrowthPlan.from_json(read_json(plan), checkpoint.arch)
     else:
         made = _plan(checkpoint, operator, factor, layers, knob, operator_file)
-    if any(stage.is_untrained for stage in made.stages):
-        raise OutgrowError(f"the maps of '{operator}' are not trained yet; run 'outgrow learn' first and give its plan with --plan")
+    made.refuse_untrained()
     if optimizer not in ("reset", "carry", "fresh-new"):
         raise OutgrowError(f"--optimizer takes reset, carry or fresh-new, not '{optimizer}'")
-    if dry_run:
-        print("\n".join(plan_lines(made)))
-        return
     if form not in ("huggingface", "dcp", "torchtitan"):
         raise OutgrowError(f"--form takes huggingface, dcp or torchtitan, not '{form}'")
+    if form != "huggingface" and max_shard_size:
+        raise OutgrowError(f"--max-shard-size has no effect with --form {form}; leave it out")
+    if form == "huggingface" and started() > 1:
+        raise OutgrowError(
+            f"torchrun started {started()} processes, and one writes a Hugging Face directory; leave torchrun out, or use --form dcp"
+        )
+    largest = _bytes(max_shard_size or "5GB")
+    if dry_run:
+        layout, _ = settle(checkpoint, made, largest, optimizer, dtype, form)
+        refuse_place(checkpoint, target, layout, overwrite)
+        print("\n".join(plan_lines(made)))
+        return
     if form != "huggingface":
         join_ranks()
-    measuring = _measure() if measure and form == "huggingface" and not checkpoint.held else None
+    claims_nothing = not made.claims.preserves and dtype is None and makes_copies_only(made)
+    measuring = None if form != "huggingface" or checkpoint.held else _measure(measure, claims_nothing)
     with bar() as progress:
-        grow_directory(checkpoint, target, made, _bytes(max_shard_size), optimizer, dtype, overwrite, form, progress, measuring)
+        grow_directory(checkpoint, target, made, largest, optimizer, dtype, overwrite, form, progress, measuring)
     if not leads():
         return
     print("\n".join([*plan_lines(made, every_tensor=False), *receipt_lines(target)]))
@@ -197,22 +210,32 @@ def _plan(
     knobs = dict(knob_of(text) for text in knob or [])
     given = {"factor": factor, "layers": layers}
     knobs |= {name: value for name, value in given.items() if value is not None}
-    return make_plan(operator or "stack", checkpoint.arch, checkpoint.config, knobs, operators_of(operator_file))
+    return make_plan("stack" if operator is None else operator, checkpoint.arch, checkpoint.config, knobs, operators_of(operator_file))
 
 
-def _measure() -> Any:
-    """What measures a receipt's logits; without torch or transformers it says that they are missing."""
-    try:
-        from outgrow.models.measure import measured
-    except ModuleNotFoundError as error:
-        reason = {"not measured": f"it needs '{error.name}'; pip install 'outgrow[train]'"}
-        return lambda source, target, plan: reason
-    return measured
+MEASURED_UNASKED = 1 << 30  # bytes of memory that measuring may take without being asked for
+
+
+def _measure(asked: bool | None, copies_only: bool) -> Any:
+    """What measures a receipt's logits, or says why it does not."""
+    reasons = {
+        "it was not asked for": asked is False,
+        "copies are byte for byte, and need no torch; --measure measures them": asked is None and copies_only,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), "")
+    if not reason:
+        try:
+            from outgrow.models.measure import measured
+        except ModuleNotFoundError as error:
+            reason = f"it needs '{error.name}'; pip install 'outgrow[train]'"
+        else:
+            return partial(measured, most_bytes=None if asked else MEASURED_UNASKED)
+    return lambda source, target, plan: {"not measured": reason}
 
 
 def _bytes(text: str) -> int:
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
     number, unit = text[:-2], text[-2:].upper()
-    if unit not in units or not number.isdigit() or int(number) == 0:
+    if unit not in units or not (number.isascii() and number.isdigit()) or int(number) == 0:
         raise OutgrowError(f"--max-shard-size takes a size such as 500MB or 5GB, not '{text}'")
     return int(number) * units[unit]

@@ -85,7 +85,7 @@ def open_model(
 
 def weights_hash(directory: Path) -> str:
     """One sha256 for a checkpoint's weights and config: what it computes, whatever lies beside them."""
-    sharded = (directory / INDEX).is_file()
+    sharded = (directory / INDEX).is_file() and not (directory / SINGLE).is_file()
     names = sorted(set(read_json(directory / INDEX).get("weight_map", {}).values())) if sharded else [SINGLE]
     missing = [name for name in (CONFIG, *names) if not (directory / name).is_file()]
     if missing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from outgrow.arch import Spec, Tensor, parse, size_of
 from outgrow.errors import OutgrowError
-from outgrow.growth.fresh import empty_like, entries, is_silent, like, mask_of, normal_rows
+from outgrow.growth.fresh import empty_like, entries, is_silent, like, mask_of, normal_rows, pieces
 from outgrow.growth.plan import GrowthPlan
 from outgrow.growth.rewrites import REWRITES
 from outgrow.spaces import AnyLift, Dense, Lift, Role
@@ -63,10 +63,11 @@ class Grown:
 
     Args:
         plan: how it is made.
-        read: name -> array of the source; one checkpoint for weights, others for the moments under the same names.
+        read: (name, rows) -> those rows of an array of the source, all unless some are asked for; one checkpoint for weights, others for
+            the moments under the same names.
     """
 
-    def __init__(self, plan: GrowthPlan, read: Callable[[str], Any]) -> None:
+    def __init__(self, plan: GrowthPlan, read: Callable[[str, slice], Any]) -> None:
         self.plan = plan
         self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in plan.grown_arch.tensors(plan.target_config)}
         self._before = Grown(plan.after, read) if plan.after else None
@@ -77,11 +78,11 @@ class Grown:
         self._sources = {tensor.name for tensor in plan.arch.tensors(plan.source_config)}
 
     def weight(self, name: str, rows: slice = slice(None)) -> Any:
-        """A parameter of the target, or, if it `has_rows_apart` and `read` gives those rows alone, some rows of it."""
+        """A parameter of the target, or, if it `has_rows_apart`, some rows of it."""
         plan, tensor = self.plan, self.tensors[name]
 
         def source(other: str) -> Any:
-            return self._before.weight(other, rows) if self._before else self._read(other)
+            return self._before.weight(other, rows) if self._before else self._read(other, rows)
 
         def moved(other: Tensor) -> Any:
             return self._moved(other, source, "weight", rows)
@@ -89,11 +90,11 @@ class Grown:
         array = self._from_nothing(tensor, source) if plan.source_of(tensor) is None else moved(tensor)
         for rewrite, knobs in plan.rewrites.items():
             if REWRITES[rewrite].touches(plan, tensor):
-                array = REWRITES[rewrite].apply(plan, tensor, array, moved, **knobs)
+                array = REWRITES[rewrite].apply(plan, tensor, array, moved, rows, **knobs)
         return array
 
-    def state(self, name: str, channel: Channel, policy: Policy) -> Any:
-        """A moment of the target's optimizer, from the source's of the same kind.
+    def state(self, name: str, channel: Channel, policy: Policy, rows: slice = slice(None)) -> Any:
+        """A moment of the target's optimizer, from the source's of the same kind; if it `has_rows_apart`, or some rows of it.
 
         `carry` moves it by the dual lift. `fresh-new` gives it to what was there before and not to the copies. What no entry
         of the source stands behind begins at zero; its second moment begins at the tensor's mean, because zero with an old
@@ -102,19 +103,26 @@ class Grown:
         plan, tensor = self.plan, self.tensors[name]
         if plan.depth_maps or any(isinstance(lift, Dense) for lift in plan.lifts.values()):
             raise OutgrowError(f"no law moves optimizer state through the learned maps of '{plan.operator}'; use --optimizer reset")
-        before = self._before
-
-        def read(source: str) -> Any:
-            return before.state(source, channel, policy) if before else self._read(source)
-
+        shape = self._shape(tensor)
         if plan.source_of(tensor) is None:
-            near = read(self._near(tensor))
-            begin = float(near.mean()) if channel == "square" else 0.0
-            return like(near, np.full(plan.grown_arch.shape(tensor.spec, plan.grown_arch.sizes(plan.target_config)), begin))
-        moved = self._moved(tensor, read, channel)
-        begin = float(moved.mean()) if channel == "square" else 0.0
-        is_new = mask_of(plan, tensor, "repeated" if policy == "fresh-new" else "empty")
-        return moved if not np.any(is_new) else moved * like(moved, 1.0 - is_new) + like(moved, is_new * begin)
+            near = self._state_read(self._near(tensor), channel, policy, slice(None))
+            begin = _mean(near[some] for some in pieces(tuple(near.shape))) if channel == "square" else 0.0
+            return like(near, np.full((len(range(*rows.indices(shape[0]))), *shape[1:]), begin))
+        moved = self._state_moved(tensor, channel, policy, rows)
+        is_new = mask_of(plan, tensor, "repeated" if policy == "fresh-new" else "empty", rows)
+        if not np.any(is_new):
+            return moved
+        begin = 0.0
+        if channel == "square":
+            whole = rows == slice(None)
+            begin = _mean(moved[some] if whole else self._state_moved(tensor, channel, policy, some) for some in pieces(shape))
+        return moved * like(moved, 1.0 - is_new) + like(moved, is_new * begin)
+
+    def _state_read(self, source: str, channel: Channel, policy: Policy, rows: slice) -> Any:
+        return self._before.state(source, channel, policy, rows) if self._before else self._read(source, rows)
+
+    def _state_moved(self, tensor: Tensor, channel: Channel, policy: Policy, rows: slice) -> Any:
+        return self._moved(tensor, lambda source: self._state_read(source, channel, policy, rows), channel)
 
     def copied_from(self, name: str) -> str | None:
         """The tensor of the very first source that this one equals byte for byte, if it does by construction."""
@@ -135,7 +143,10 @@ class Grown:
         plan, tensor = self.plan, self.tensors[name]
         source = plan.source_of(tensor)
         rows, *others = tensor.spec.axes
-        if source is None or plan.rewrites or not others or rows.spaces & plan.lifts.keys():
+        if source is None or not others or rows.spaces & plan.lifts.keys():
+            return False
+        rewrites = [REWRITES[rewrite] for rewrite in plan.rewrites]
+        if not all(one.rows_apart(plan, tensor) for one in rewrites if one.touches(plan, tensor)):
             return False
         return self._before.has_rows_apart(source) if self._before else True
 
@@ -205,13 +216,19 @@ class Grown:
             yield some, values
 
 
+def makes_copies_only(plan: GrowthPlan) -> bool:
+    """Does every tensor of the target equal one of the source byte for byte?"""
+    grown = Grown(plan, lambda name, rows: None)
+    return all(grown.copied_from(name) is not None for name in grown.tensors)
+
+
 def grow(plan: GrowthPlan, tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields (name, array) of the grown checkpoint, one at a time, from the arrays of the source.
 
     A copy is the source's own array, not a clone. Raises OutgrowError when the source lacks a tensor.
     """
 
-    def read(name: str) -> Any:
+    def read(name: str, rows: slice) -> Any:
         if name not in tensors:
             raise OutgrowError(f"the source has no tensor '{name}', which the plan reads")
         return tensors[name]
@@ -251,6 +268,14 @@ def _joined(pieces: list[Any], place: int) -> Any:
         whole[(slice(None),) * place + (slice(begin, begin + piece.shape[place]),)] = piece
         begin += piece.shape[place]
     return whole
+
+
+def _mean(pieces: Iterable[Any]) -> float:
+    """The mean of a tensor that comes in pieces; the same to the last bit however many of them are held at once."""
+    total, count = 0.0, 0
+    for piece in pieces:
+        total, count = total + float(piece.sum()), count + math.prod(piece.shape)
+    return total / count
 
 
 def _dual(lift: AnyLift) -> AnyLift:

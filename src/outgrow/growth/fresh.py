@@ -32,12 +32,12 @@ def entries(spec: Spec, lifts: Mapping[str, AnyLift], sizes: Mapping[str, int], 
     return masks["write"], masks["read"]
 
 
-def mask_of(plan: GrowthPlan, tensor: Tensor, newness: Newness) -> Any:
-    """[shape of the tensor, or broadcasting to it] 1 where growth made an entry, 0 where it was there before; as floats."""
+def mask_of(plan: GrowthPlan, tensor: Tensor, newness: Newness, rows: slice = slice(None)) -> Any:
+    """[shape of those rows of the tensor, or broadcasting to it] 1 where growth made an entry, 0 where it was before; as floats."""
     if plan.adds_nothing(tensor.layer) or plan.source_of(tensor) is None or (newness == "repeated" and plan.is_fresh(tensor)):
         return np.ones([1] * len(tensor.spec.axes))
-    sizes = plan.arch.sizes(plan.source_config)
-    return np.logical_or(*entries(tensor.spec, plan.lifts, sizes, newness)).astype(np.float64)
+    masks = entries(tensor.spec, plan.lifts, plan.arch.sizes(plan.source_config), newness)
+    return np.logical_or(*(mask[rows] if len(mask) > 1 else mask for mask in masks)).astype(np.float32)
 
 
 def is_silent(plan: GrowthPlan, tensor: Tensor) -> bool:
@@ -68,6 +68,12 @@ def normal_rows(
         key = f"{seed} {name} {first}" if first else f"{seed} {name}"
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")))
         yield slice(first - begin, last - begin), generator.standard_normal((last - first, *shape[1:]), np.float32)
+
+
+def pieces(shape: tuple[int, ...]) -> Iterator[slice]:
+    """The rows of a tensor, `rows_at_once` at a time."""
+    step = rows_at_once(shape)
+    return (slice(first, min(first + step, shape[0])) for first in range(0, shape[0], step))
 
 
 def rows_at_once(shape: tuple[int, ...]) -> int:

@@ -42,7 +42,7 @@ def gradient_difference(plan: GrowthPlan, source: Mapping[str, Any], target: Map
 
     Holds for preserving plans; a depth copy changes the function, and so its gradients.
     """
-    grown = Grown(plan, lambda name: source[name])
+    grown = Grown(plan, lambda name, rows: source[name])
     worst = 0.0
     for name, tensor in grown.tensors.items():
         old = 1.0 - mask_of(plan, tensor, "empty")

@@ -12,7 +12,7 @@ import numpy as np
 
 from outgrow.arch import Arch, Config, Tensor, arch_for
 from outgrow.errors import OutgrowError
-from outgrow.growth.as_json import array_from_json, array_to_json, lift_from_json, lift_to_json
+from outgrow.growth.as_json import array_from_json, array_to_json, checked_plan, lift_from_json, lift_to_json
 from outgrow.spaces import AnyLift, Dense, Lift
 
 FRESH = -1  # in a layer map: a layer that copies none and starts from random weights
@@ -158,6 +158,12 @@ class GrowthPlan:
                     f"{self.arch.family} derives '{name}' from its other sizes, and it would go from {size} to {told[name]}; "
                     f"grow hidden and kv by the same factor, so that hidden = {head}"
                 )
+        heads = told["kv"] * told.get("group", 1)
+        if self.target_config.get("model_type") in self.grown_arch.whole_heads and told["hidden"] % heads and self.lifts:
+            raise OutgrowError(
+                f"transformers refuses a {self.arch.family} model whose hidden size ({told['hidden']}) is no multiple of its {heads} query "
+                f"heads; choose hidden={-(-told['hidden'] // heads) * heads}, or other heads"
+            )
 
     @property
     def widenable(self) -> list[str]:
@@ -253,6 +259,12 @@ class GrowthPlan:
         """Does this stage hold learned maps that nothing has trained yet?"""
         return not self.flops and (bool(self.depth_maps) or any(isinstance(lift, Dense) for lift in self.lifts.values()))
 
+    def refuse_untrained(self) -> None:
+        """Says where learned maps, of this stage or one before it, are yet to be trained."""
+        for stage in self.stages:
+            if stage.is_untrained:
+                raise OutgrowError(f"the maps of '{stage.operator}' are not trained yet; 'outgrow learn' writes a plan in which they are")
+
     def then(self, after: GrowthPlan) -> GrowthPlan:
         """This plan, and after it another that was made for its target."""
         if after.after is not None:
@@ -327,25 +339,21 @@ class GrowthPlan:
         return {key: value for key, value in content.items() if key in needed or (value and value != "zero")}
 
     @staticmethod
-    def from_json(content: Mapping[str, Any], arch: Arch | None = None) -> GrowthPlan:
-        """Reads a plan; `arch` for a family that is not built in."""
-        values = dict(content)
-        family = values.pop("target_family", None)
-        values["arch"] = arch or arch_for(values["source_config"])
-        values["target_arch"] = arch_for({"model_type": family}) if family else None
-        values["layers"], values["ends"] = tuple(values["layers"]), tuple(values.get("ends", ()))
-        values["claims"] = Claims(**values["claims"])
-        values["lifts"] = {name: lift_from_json(lift) for name, lift in values.get("lifts", {}).items()}
-        values["depth_maps"] = {module: array_from_json(matrix) for module, matrix in values.get("depth_maps", {}).items()}
-        values["after"] = GrowthPlan.from_json(values["after"], arch) if values.get("after") else None
-        return GrowthPlan(**values)
-
-    @staticmethod
-    def read(content: Any, arch: Arch) -> GrowthPlan:
-        """A plan from a file that people may have written; says what is wrong with it."""
+    def from_json(content: Any, arch: Arch | None = None) -> GrowthPlan:
+        """Reads a plan that `as_json` or a person wrote, and says what is wrong with it; `arch` for a family that is not built in."""
+        values: dict[str, Any] = dict(checked_plan(content))
+        family, before = values.pop("target_family", None), values.pop("after", None)
         try:
-            return GrowthPlan.from_json(content, arch)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            config = values["source_config"]
+            values["arch"] = arch if arch and config.get("model_type") in arch.model_types else arch_for(config)
+            values["target_arch"] = arch_for({"model_type": family}) if family else None
+            values["layers"], values["ends"] = tuple(values["layers"]), tuple(values.get("ends", ()))
+            values["claims"] = Claims(**values["claims"])
+            values["lifts"] = {name: lift_from_json(lift) for name, lift in values.get("lifts", {}).items()}
+            values["depth_maps"] = {module: array_from_json(matrix) for module, matrix in values.get("depth_maps", {}).items()}
+            plan = GrowthPlan(**values)
+            return GrowthPlan.from_json(before, arch).then(plan) if before else plan
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise OutgrowError(f"the plan is not one that outgrow wrote: {type(error).__name__} {error}") from None
 
     def __eq__(self, other: object) -> bool:

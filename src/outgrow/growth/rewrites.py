@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outgrow.arch import Tensor, size_of
-from outgrow.growth.fresh import empty_like, entries, like, normal, normal_rows
+from outgrow.growth.fresh import empty_like, entries, like, normal_rows, pieces
 from outgrow.growth.plan import GrowthPlan
 from outgrow.spaces import Lift
 
@@ -19,22 +19,32 @@ Moved = Callable[[Tensor], Any]  # another tensor of the target, moved along its
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A rewrite: the tensors that it touches, and what it makes of one."""
+    """A rewrite.
+
+    Attributes:
+        touches: the tensors that it changes.
+        apply: (plan, tensor, array, moved, rows, **knobs) -> what it makes of those rows of one.
+        rows_apart: does it make every row of the same row?
+    """
 
     touches: Callable[[GrowthPlan, Tensor], bool]
     apply: Callable[..., Any]
+    rows_apart: Callable[[GrowthPlan, Tensor], bool] = lambda plan, tensor: True
 
 
-def noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, share: float) -> Any:
+def noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slice, share: float) -> Any:
     """W <- (1 - share) W + share eps, eps at the scale of fresh weights (arXiv 2405.15319). The function changes."""
     noisy = empty_like(array, tuple(array.shape))
     deviation = plan.grown_arch.deviation(tensor.spec, plan.target_config)
-    for rows, values in normal_rows(plan.seed, f"noise {tensor.name}", tuple(array.shape)):
-        noisy[rows] = array[rows] * (1 - share) + like(array, values * (share * deviation))
+    for some, values in normal_rows(plan.seed, f"noise {tensor.name}", _shape(plan, tensor), rows):
+        values *= share * deviation
+        noisy[some] = array[some]
+        noisy[some] *= 1 - share
+        noisy[some] += like(array, values)
     return noisy
 
 
-def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, share: float) -> Any:
+def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slice, share: float) -> Any:
     """W <- W + share (N - N D R): noise that whatever reads a grown space cannot see, since (N - N D R) D = 0 (derived).
 
     Copies part ways and the function stays. N is at the scale of fresh weights.
@@ -42,31 +52,40 @@ def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, 
     place, space = _grown_read(plan, tensor)
     lift = plan.lifts[space]
     assert isinstance(lift, Lift)
-    n = _epsilon(plan, tensor)
+    n = _epsilon(plan, tensor, rows)
     sizes = plan.target_sizes
     axis = tensor.spec.axes[place]
     block = axis.blocks[0]
     offset = block.index(space)
     unfolded = np.reshape(n, (*n.shape[:place], *[size_of(s, sizes) for s in block], *n.shape[place + 1 :]))
-    seen = lift.along(lift.onto_old(unfolded, place + offset), place + offset, "read")
-    return array + like(array, share * np.reshape(unfolded - seen, n.shape))
+    # Where rows do not mix, some at a time: float64 of all of them would be the largest thing in memory.
+    for part in np.array_split(unfolded, max(1, unfolded.size >> 18)) if place else [unfolded]:
+        part -= lift.along(lift.onto_old(part, place + offset), place + offset, "read")
+        part *= share
+    return array + like(array, np.reshape(unfolded, n.shape))
 
 
-def above(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved) -> Any:
+def above(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slice) -> Any:
     """New outputs come from the same module one layer up: AKI of bert2BERT (arXiv 2110.07143)."""
     assert tensor.layer is not None
     upper = min(plan.layers[tensor.layer] + 1, plan.arch.layers(plan.source_config) - 1)
     where = plan.layers.index(upper) if upper in plan.layers else tensor.layer
     other = moved(replace(tensor, layer=where, name=plan.arch.name(tensor.key, where, tensor.expert)))
     new = entries(tensor.spec, plan.lifts, plan.arch.sizes(plan.source_config), "repeated")[0].astype(np.float64)
-    return array * like(array, 1.0 - new) + other * like(array, new)
+    new = new[rows] if len(new) > 1 else new
+    array *= like(array, 1.0 - new)  # both are ours: a lift has just made them
+    other *= like(array, new)
+    array += other
+    return array
 
 
-def diagonal(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved) -> Any:
+def diagonal(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slice) -> Any:
     """W' = [[W, 0], [0, W]] in place of [[W, W], [W, W]] / 2: each copy reads its own kind (arXiv 2203.06211)."""
     copy = [_copy_number(plan, axis.blocks, axis.spaces) for axis in tensor.spec.axes]
-    same = copy[0][:, None] == copy[1][None, :]
-    return array * like(array, same * float(copy[1].max() + 1))
+    for some in pieces(tuple(array.shape)):
+        same = copy[0][some, None] == copy[1][None, :]
+        array[some] *= like(array, same * np.float32(copy[1].max() + 1))  # ours: a lift has just made it
+    return array
 
 
 def _touches_blocks(plan: GrowthPlan, tensor: Tensor) -> bool:
@@ -78,7 +97,8 @@ def _reads_grown(plan: GrowthPlan, tensor: Tensor) -> bool:
 
 
 def _writes_grown(plan: GrowthPlan, tensor: Tensor) -> bool:
-    return tensor.layer is not None and any(axis.role != "read" and axis.spaces & plan.lifts.keys() for axis in tensor.spec.axes)
+    copies = tensor.layer is not None and plan.source_of(tensor) is not None
+    return copies and any(axis.role != "read" and axis.spaces & plan.lifts.keys() for axis in tensor.spec.axes)
 
 
 def _grown_on_both_sides(plan: GrowthPlan, tensor: Tensor) -> bool:
@@ -87,7 +107,7 @@ def _grown_on_both_sides(plan: GrowthPlan, tensor: Tensor) -> bool:
 
 REWRITES: dict[str, Rewrite] = {
     "noise": Rewrite(_touches_blocks, noise),
-    "projected noise": Rewrite(_reads_grown, projected_noise),
+    "projected noise": Rewrite(_reads_grown, projected_noise, lambda plan, tensor: _grown_read(plan, tensor)[0] > 0),
     "above": Rewrite(_writes_grown, above),
     "diagonal": Rewrite(_grown_on_both_sides, diagonal),
 }
@@ -116,6 +136,12 @@ def _copy_number(plan: GrowthPlan, blocks: tuple[tuple[str, ...], ...], spaces: 
     return np.concatenate(numbers)
 
 
-def _epsilon(plan: GrowthPlan, tensor: Tensor) -> NDArray[np.float32]:
-    shape = plan.grown_arch.shape(tensor.spec, plan.grown_arch.sizes(plan.target_config))
-    return normal(plan.seed, f"noise {tensor.name}", shape) * plan.grown_arch.deviation(tensor.spec, plan.target_config)
+def _epsilon(plan: GrowthPlan, tensor: Tensor, rows: slice) -> NDArray[np.float32]:
+    shape = _shape(plan, tensor)
+    drawn = np.concatenate([values for _, values in normal_rows(plan.seed, f"noise {tensor.name}", shape, rows)])
+    drawn *= plan.grown_arch.deviation(tensor.spec, plan.target_config)
+    return drawn
+
+
+def _shape(plan: GrowthPlan, tensor: Tensor) -> tuple[int, ...]:
+    return plan.grown_arch.shape(tensor.spec, plan.grown_arch.sizes(plan.target_config))

@@ -83,7 +83,7 @@ def initialised(config: Mapping[str, Any], seed: int) -> Any:
 
 def loaded(directory: Path) -> Any:
     """The model of a checkpoint directory, in fp32 for training."""
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True, use_safetensors=True)
 
 
 def _nearest(key: str, known: set[str]) -> str:

@@ -35,7 +35,12 @@ def float64() -> Generator[None, None, None]:
 def exact_model(directory: Path) -> Any:
     """The model of a directory, in float64, its attention and experts computed plainly, without dropout."""
     model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float64, local_files_only=True, attn_implementation="eager", experts_implementation="eager"
+        directory,
+        dtype=torch.float64,
+        local_files_only=True,
+        use_safetensors=True,
+        attn_implementation="eager",
+        experts_implementation="eager",
     )
     return model.eval()
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
-from outgrow.checkpoint.huggingface import open_checkpoint
+from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE, Checkpoint
 from outgrow.errors import OutgrowError
+from outgrow.files import read_json
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.exact import exact_logits, exact_model
 
@@ -19,32 +21,50 @@ SEQUENCES, LENGTH = 2, 16
 _ROUNDING = {"F64": 1e-10, "F32": 1e-3, "F16": 0.1, "BF16": 0.5}  # of the logits' deviation; what storing may do to an exact plan
 
 
-def measured(source: Path, target: Path, plan: GrowthPlan) -> dict[str, Any]:
+def measured(source: Checkpoint, target: Path, plan: GrowthPlan, most_bytes: int | None = None) -> dict[str, Any]:
     """The largest logit difference on a few random tokens, or why it was not measured.
+
+    Args:
+        source, target: of a growth.
+        plan: that was carried out.
+        most_bytes: of memory that may be used; what is free if not given.
 
     Raises:
         OutgrowError: the plan claims to preserve the function, and what was written does not, beyond its dtype's rounding.
     """
     entries = sum(math.prod(shape) for shape in plan.grown_arch.shapes(plan.target_config).values())
     needed, free = 3 * 8 * entries, _free_bytes()
+    if most_bytes is not None and needed > most_bytes:
+        return {"not measured": f"float64 needs about {needed:,} bytes of memory; --measure takes them"}
     if needed > free:
         return {"not measured": f"float64 needs about {needed:,} bytes of memory, and {free:,} are free"}
+    if not _is_what_transformers_opens(source):
+        return {"not measured": "the source is not a directory that transformers opens by itself"}
     vocab = plan.arch.sizes(plan.origin)["vocab"]
     tokens = torch.randint(0, vocab, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
     transformers.utils.logging.disable_progress_bar()
     try:
-        before, after = (_logits(directory, tokens) for directory in (source, target))
-    except (ValueError, OSError, RuntimeError, KeyError) as error:  # transformers does not know the model, or not like this
+        before, after = (_logits(directory, tokens) for directory in (source.directory, target))
+    except StrictDataclassError as error:  # what was grown, or the source, has sizes that transformers refuses
+        return {"not measured": f"transformers refuses it: {' '.join(str(error).split())[:200]}"}
+    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:  # transformers does not know the model, or not like this
         return {"not measured": f"transformers cannot run it: {str(error).splitlines()[0][:200]}"}
     difference, deviation = float((before - after).abs().max()), float(before.std())
     if plan.claims.preserves and all(stage.claims.preserves for stage in plan.stages):
-        dtype = next(iter(open_checkpoint(source).tensors.values())).entry.dtype
+        dtype = next(iter(source.tensors.values())).entry.dtype
         if difference > _ROUNDING.get(dtype, 0.5) * deviation:
             raise OutgrowError(
                 f"'{plan.operator}' claims to preserve the function, and the logits differ by {difference:.2g} at a deviation of "
                 f"{deviation:.2g}; nothing was written. Please report this, or use --no-measure to write it all the same"
             )
     return {"logit_difference": difference, "logit_deviation": deviation, "tokens": SEQUENCES * LENGTH, "computed_in": "float64"}
+
+
+def _is_what_transformers_opens(source: Checkpoint) -> bool:
+    """Does the directory hold this config and these weights under the names that transformers looks for?"""
+    config, names = source.directory / CONFIG, {path.name for path in source.weight_files}
+    by_index = SINGLE not in names and (source.directory / INDEX).is_file()
+    return config.is_file() and read_json(config) == source.config and (names == {SINGLE} or by_index)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def learn_maps(
     batches = Batches(packed.training, context, seed)
     for step in range(settings.steps):
         rows = torch.from_numpy(batches.at(begin + step * settings.batch_tokens, settings.batch_tokens // context))
-        grown = Grown(_with_maps(stages, place, maps), base.__getitem__)
+        grown = Grown(_with_maps(stages, place, maps), lambda name, rows: base[name])
         seen = forward.over({name: grown.weight(name) for name in grown.tensors})
         loss = seen.loss(rows[:, :-1], rows[:, 1:])
         if not math.isfinite(loss.item()):

@@ -56,7 +56,7 @@ def from_directory(directory: Path) -> Origin:
 def can_grow_in_place(plan: GrowthPlan, policy: str) -> bool:
     """Is every tensor of the target made of the same part of one tensor of the source, so that each rank can grow its own shards?"""
     plain = all(not (stage.lifts or stage.depth_maps or stage.rewrites or stage.fill == "masked") for stage in plan.stages)
-    grown = Grown(plan, lambda name: None)
+    grown = Grown(plan, lambda name, rows: None)
     return plain and policy != "fresh-new" and all(grown.has_source(name) for name in grown.tensors)
 
 
@@ -69,7 +69,7 @@ def grown_in_place(
         parameters, optimizer, clock, run: of the run that is grown.
         plan: one that `can_grow_in_place`.
     """
-    weights = Grown(plan, lambda name: local(parameters[name].detach()))
+    weights = Grown(plan, lambda name, rows: local(parameters[name].detach()))
     fresh = [tensor.name for tensor in plan.grown_arch.tensors(plan.target_config) if plan.is_fresh(tensor)]
     lineage = Lineage(
         clock.tokens,
@@ -84,7 +84,7 @@ def grown_in_place(
     def restore(target: Optimizer) -> int:
         saved: dict[str, dict[str, Any]] = {}
         for moment, values in optimizer.moments().items():
-            grown = Grown(plan, lambda name, values=values: local(values[name]))
+            grown = Grown(plan, lambda name, rows, values=values: local(values[name]))
             names = [name for name in target.parameters if grown.reference(name) in values]
             saved[moment] = {name: like_parameter(target.parameters[name], grown.state(name, MOMENTS[moment], "carry")) for name in names}
         target.restore(saved, clock.steps)

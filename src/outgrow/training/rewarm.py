@@ -51,7 +51,7 @@ class Rewarm:
 def rewarm_of(plan: GrowthPlan, parameters: Mapping[str, Tensor], first: int, tokens: int) -> Rewarm:
     """The new entries that a plan made: copies count as new, the first of each does not."""
     shapes = plan.stages[0].arch.shapes(plan.origin)
-    grown = Grown(plan, lambda name: np.broadcast_to(np.float32(1), shapes[name]))
+    grown = Grown(plan, lambda name, rows: np.broadcast_to(np.float32(1), shapes[name]))
     new: dict[str, Tensor] = {}
     for name in parameters:
         fresh = grown.state(name, "gradient", "fresh-new") == 0

@@ -8,7 +8,7 @@ from outgrow.arch import Arch, Config
 from outgrow.errors import OutgrowError
 from outgrow.spaces import MEAN, AnyLift, Lift, copies, mean, pad, tiling
 
-MOST_LAYERS = 10_000  # far beyond any model: a slip of the finger should not fill the memory
+MOST_LAYERS, MOST_INDICES = 10_000, 1 << 24  # far beyond any model: a slip of the finger should not fill the memory
 
 
 def as_they_are(arch: Arch, config: Config) -> tuple[int, ...]:
@@ -52,6 +52,8 @@ def wider(arch: Arch, config: Config, wanted: Mapping[str, int]) -> dict[str, tu
             raise OutgrowError(f"'{space}' is not a space of {arch.family}; its spaces: {', '.join(arch.spaces)}")
         if new < sizes[space]:
             raise OutgrowError(f"cannot grow '{space}' of {arch.family} from {sizes[space]} to {new}: the new size is smaller")
+        if new > MOST_INDICES:
+            raise OutgrowError(f"cannot grow '{space}' of {arch.family} from {sizes[space]} to {new:,}: that is more than {MOST_INDICES:,}")
         if new > sizes[space]:
             found[space] = sizes[space], new
     if not found:

@@ -1,0 +1,336 @@
+"""What a checkpoint on disk may be made of, and what may happen while one is grown: one sentence each, and nothing is left or lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import outgrow
+from outgrow.checkpoint.card import CARD
+from outgrow.checkpoint.huggingface import open_checkpoint
+from outgrow.checkpoint.safetensors_file import read_header
+from outgrow.checkpoint.verify import verify
+from outgrow.growth.plan import GrowthPlan
+from outgrow.lab.tiny import TINY, write_tiny
+from outgrow.spaces import copies
+
+from .test_extensions import refused, run  # noqa: F401
+
+
+@pytest.fixture
+def source(tmp_path):
+    write_tiny(tmp_path / "source", TINY["llama"], dtype=torch.bfloat16)
+    return tmp_path / "source"
+
+
+def edited(directory, **config):
+    """A directory whose config.json says something else."""
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return directory
+
+
+def grows(source, target, *arguments, **environment):
+    """The command line in a process of its own, killed after a while."""
+    command = [sys.executable, "-c", "from outgrow.cli import main; main()", "grow", str(source), str(target), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
+
+
+# --- which weights are meant -------------------------------------------------------------------------------------------
+
+
+def test_a_tied_head_that_is_another_is_not_lost(run, source, tmp_path):  # noqa: F811
+    edited(source, tie_word_embeddings=True)
+    refused(run("grow", source, tmp_path / "target", "--factor", "2"), "'lm_head.weight'", "is not 'model.embed_tokens.weight'")
+    assert not (tmp_path / "target").exists()
+    tensors = load_file(source / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, source / "model.safetensors")
+    assert run("grow", source, tmp_path / "target", "--factor", "2")[0] == 0
+
+
+def test_the_single_file_is_meant_where_there_is_an_index_too(source, tmp_path):
+    """As transformers has it."""
+    tensors = load_file(source / "model.safetensors")
+    save_file({name: torch.zeros_like(value) for name, value in tensors.items()}, source / "other.safetensors")
+    weight_map = dict.fromkeys(tensors, "other.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    outgrow.grow(source, tmp_path / "target")
+    assert load_file(tmp_path / "target" / "model.safetensors")["model.norm.weight"].any()
+
+
+def test_measuring_opens_no_pickle_and_no_other_file(run, source, tmp_path):  # noqa: F811
+    (source / "model.safetensors").rename(source / "w.safetensors")
+    torch.save({name: torch.zeros_like(value) for name, value in load_file(source / "w.safetensors").items()}, source / "pytorch_model.bin")
+    assert "not measured" in run("grow", source / "w.safetensors", tmp_path / "one", "--operator", "zero-depth", "--measure")[1]
+    shutil.copy(source / "w.safetensors", source / "model.safetensors")
+    assert "not measured" in run("grow", source / "w.safetensors", tmp_path / "two", "--operator", "zero-depth", "--measure")[1]
+    assert "measured: logits differ" in run("grow", source, tmp_path / "three", "--operator", "zero-depth")[1]
+
+
+def test_copies_are_measured_if_asked_for(run, source, tmp_path):  # noqa: F811
+    assert "not measured: copies" in run("grow", source, tmp_path / "one", "--factor", "2")[1]
+    assert "not measured: it was not asked for" in run("grow", source, tmp_path / "two", "--factor", "2", "--no-measure")[1]
+    assert "measured: logits differ" in run("grow", source, tmp_path / "three", "--factor", "2", "--measure")[1]
+
+
+# --- files that are no files, numbers that are none --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.safetensors.index.json", "config.json", "outgrow.json", "exp_avg.safetensors"]
+)
+def test_a_pipe_is_refused_and_not_waited_for(source, tmp_path, name):
+    if name == "model.safetensors.index.json":
+        (source / "model.safetensors").unlink()
+    (source / name).unlink(missing_ok=True)
+    os.mkfifo(source / name)
+    (source / "training.json").write_text("{}")
+    done = grows(source, tmp_path / "target", "--optimizer", "carry" if name == "exp_avg.safetensors" else "reset")
+    assert done.returncode == 1
+    assert done.stderr.startswith("outgrow: ")
+    assert "is not a regular file" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_a_shape_of_a_hundred_thousand_axes_is_refused_at_once(source):
+    text = json.dumps({"a": {"dtype": "F32", "shape": [2**62] * 100_000, "data_offsets": [0, 4]}}).encode()
+    (source / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(outgrow.OutgrowError, match="does not fill its bytes"):
+        read_header(source / "model.safetensors")
+
+
+def test_a_header_is_utf8(source):
+    text = json.dumps({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode("utf-16")
+    (source / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(outgrow.OutgrowError, match="is not valid JSON"):
+        read_header(source / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "operator", "says"),
+    [
+        ({"initializer_range": float("nan")}, "random-width(ffn=50)", "'initializer_range' must be a finite number"),
+        ({"initializer_range": "0.02"}, "random-width(ffn=50)", "'initializer_range' must be a finite number"),
+        ({"rms_norm_eps": float("inf")}, "zero-width(hidden=36)", "'rms_norm_eps' must be a finite number"),
+        ({"rms_norm_eps": [1e-5]}, "zero-width(hidden=36)", "'rms_norm_eps' must be a finite number"),
+        ({"layer_types": [["full_attention"]] * 4}, "stack", "'layer_types' must name the kind of each layer"),
+        ({}, "direct-width(ffn=1000000000)", "that is more than"),
+        ({}, "direct-width(hidden=25, kv=3)", "no multiple of its 9 query heads; choose hidden=27"),
+    ],
+)
+def test_odd_numbers_are_refused(source, tmp_path, config, operator, says):
+    edited(source, **config)
+    with pytest.raises(outgrow.OutgrowError, match=says):
+        outgrow.grow(source, tmp_path / "target", operator)
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"), [("num_experts", 10**9, "says 1,000,000,000 experts"), ("num_experts_per_tok", "x", "whole number")]
+)
+def test_odd_experts_are_refused(tmp_path, key, value, says):
+    write_tiny(tmp_path / "source", TINY["qwen3_moe"])
+    with pytest.raises(outgrow.OutgrowError, match=says):
+        outgrow.grow(edited(tmp_path / "source", **{key: value}), tmp_path / "target")
+
+
+def test_numbers_that_float16_cannot_hold_are_refused(source, tmp_path):
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = 1e6
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(outgrow.OutgrowError, match=r"'model.layers.\d.mlp.up_proj.weight' holds numbers that float16 cannot"):
+        outgrow.grow(source, tmp_path / "target", dtype="float16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_names_with_control_characters_stay_on_one_line(run, source, tmp_path):  # noqa: F811
+    edited(source, model_type="lla\x1b[31m\nma")
+    status, _, err = run("grow", source, tmp_path / "target")
+    assert status == 1
+    assert len(err.splitlines()) == 1
+    assert "\x1b" not in err
+
+
+def test_a_plan_that_people_edited_never_crashes(source, tmp_path):
+    """A value at a time, of the wrong kind."""
+    opened = open_checkpoint(source)
+    texts = ("stack(factor=2), direct-width(ffn=50)", "noise(share=0.1)", "zero-width(hidden=36)", "staged-width", "aki(ffn=50)")
+    plans = [outgrow.plan(opened.config, text).as_json() for text in texts]
+    odd = [None, -1, 3, 10**30, 1.5, float("nan"), "x", True, [], {}, [[1]], {"a": 1}]
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        plan = json.loads(json.dumps(plans[number % len(plans)]))
+        place, key = plan, rng.choice([key for key in plan if key != "source_config"])
+        while isinstance(place[key], (dict, list)) and place[key] and rng.random() < 0.8:
+            place = place[key]
+            key = rng.choice(list(place)) if isinstance(place, dict) else int(rng.integers(len(place)))
+        place[key] = odd[rng.integers(len(odd))]
+        try:
+            outgrow.grow(source, tmp_path / "target", GrowthPlan.from_json(plan))
+        except outgrow.OutgrowError as error:
+            assert "\n" not in str(error)
+        assert not list(tmp_path.glob(".target*"))
+        shutil.rmtree(tmp_path / "target", ignore_errors=True)
+
+
+def test_a_lift_fits_its_space():
+    lift = copies(4, 6)
+    for source in (lift.source + 1, lift.source[:5], lift.source - 5, lift.source[:0]):
+        with pytest.raises(outgrow.OutgrowError, match="a lift of a space of 4"):
+            type(lift)(4, source, lift.write, lift.read, lift.gain)
+
+
+# --- places ------------------------------------------------------------------------------------------------------------
+
+
+def test_places_that_are_refused(run, source, tmp_path, monkeypatch):  # noqa: F811
+    refused(run("grow", source, source / "grown"), "lies inside the source")
+    (tmp_path / "loop").symlink_to("loop")
+    refused(run("grow", source, tmp_path / "loop", "--overwrite"), "is not a checkpoint directory")
+    refused(run("grow", "a--b/c..d", tmp_path / "target"), "it is no id of the hub")
+    refused(run("grow", source, tmp_path / "target", "--max-shard-size", "²GB"), "--max-shard-size takes a size")
+    refused(run("grow", source, tmp_path / "target", "--operator", ""), "cannot read the operator ''")
+    refused(run("grow", source, tmp_path / "target", "--form", "dcp", "--max-shard-size", "1GB"), "has no effect with --form dcp")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert run("grow", source, tmp_path / "alone", "--factor", "2")[0] == 0  # a stray variable says nothing
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    refused(run("grow", source, tmp_path / "target"), "leave torchrun out, or use --form dcp")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would(run, source, tmp_path):  # noqa: F811
+    (tmp_path / "there").mkdir()
+    refused(run("grow", source, tmp_path / "there", "--dry-run"), "exists already")
+    refused(run("grow", source, tmp_path / "target", "--dry-run", "--dtype", "int8"), "weights can be stored as")
+    refused(run("grow", source, tmp_path / "target", "--dry-run", "--optimizer", "carry"), "carries no optimizer state")
+    assert run("grow", source, tmp_path / "target", "--dry-run")[0] == 0
+
+
+def test_parents_that_were_made_go_with_what_failed(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("outgrow.checkpoint.grow.write_shards", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(outgrow.OutgrowError, match=r"new/a/target' could not be written \(No space left on device\), and nothing is left"):
+        outgrow.grow(source, tmp_path / "new" / "a" / "target")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_leftovers_of_the_dead_go_and_strangers_stay(source, tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".g[1].partial-{dead.pid}", ".g[1].partial-notes"):
+        (tmp_path / name).mkdir()
+    outgrow.grow(source, tmp_path / "g[1]")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".g[1].partial-notes", "g[1]", "source"]
+
+
+def test_a_kill_while_overwriting_loses_nothing(source, tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    outgrow.grow(source, target, "stack(factor=2)")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    target.rename(tmp_path / f".target.replaced-{dead.pid}")  # killed between the two renames
+    with pytest.raises(outgrow.OutgrowError, match="exists already"):
+        outgrow.grow(source, target)
+    assert open_checkpoint(target).config["num_hidden_layers"] == 8
+
+    rename = Path.rename
+
+    def fails(self, place):
+        if ".partial-" in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, place)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        outgrow.grow(source, target, "stack(factor=3)", overwrite=True)
+    assert open_checkpoint(target).config["num_hidden_layers"] == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+
+
+def test_a_file_that_may_not_grow_is_one_sentence_in_every_form(source, tmp_path):
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); from outgrow.cli import main; main()"
+    for form in ("huggingface", "dcp"):
+        command = [sys.executable, "-c", code, "grow", str(source), str(tmp_path / "target"), "--form", form]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert "File too large" in done.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+# --- what travels along ------------------------------------------------------------------------------------------------
+
+
+def test_what_holds_of_the_source_alone_stays_behind(source, tmp_path):
+    (source / "additional_chat_templates").mkdir()
+    stay = {
+        "trainer_state.json",
+        "eval_results.json",
+        "all_results.json",
+        "pytorch_model.bin.index.json",
+        "consolidated.safetensors.index.json",
+    }
+    go = {"NOTICE", "USE_POLICY.md", "modeling_mine.py", "additional_chat_templates/tools.jinja", "LICENSE.txt"}
+    for name in stay | go:
+        (source / name).write_text("x")
+    outgrow.grow(source, tmp_path / "target")
+    found = {str(path.relative_to(tmp_path / "target")) for path in (tmp_path / "target").rglob("*") if path.is_file()}
+    assert go <= found
+    assert not stay & found
+
+
+def test_the_card_and_the_receipt_name_a_source_of_the_hub(source, tmp_path):
+    cached = tmp_path / "models--someone--base" / "snapshots" / "0123abc"
+    cached.parent.mkdir(parents=True)
+    source.rename(cached)
+    (cached / CARD).write_text("---\nlanguage:\n- en\n- de\nlicense: apache-2.0\nbase_model: older/base\n---\n# Base\n")
+    outgrow.grow(cached, tmp_path / "target", "stack(factor=2), direct-width(ffn=50)")
+    card = (tmp_path / "target" / CARD).read_text()
+    assert "# someone/base@0123abc, grown" in card
+    assert "language:\n- en\n- de\n" in card
+    assert "base_model: someone/base\n" in card
+    assert json.loads((tmp_path / "target" / "outgrow.json").read_text())["source"] == "someone/base@0123abc"
+
+
+def test_inspect_says_all_stages(run, source, tmp_path):  # noqa: F811
+    outgrow.grow(source, tmp_path / "target", "stack(factor=2), direct-width(ffn=50)")
+    out = run("inspect", tmp_path / "target")[1]
+    assert "stack {'factor': 2}" in out
+    assert "direct-width {'ffn': 50}" in out
+
+
+def test_verify_sees_the_clock_and_moments_that_nothing_made(source, tmp_path):
+    moments = {name: value.float() for name, value in load_file(source / "model.safetensors").items()}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        save_file(moments, source / f"{moment}.safetensors")
+    (source / "training.json").write_text('{"tokens": 1, "flops": 1.0, "steps": 1}')
+    outgrow.grow(source, tmp_path / "target", optimizer="carry")
+    verify(tmp_path / "target", source)
+    (tmp_path / "target" / "training.json").write_text('{"tokens": 2, "flops": 1.0, "steps": 1}')
+    with pytest.raises(outgrow.OutgrowError, match=r"training.json' is not the source's"):
+        verify(tmp_path / "target", source)
+    shutil.copy(source / "training.json", tmp_path / "target")
+    save_file(moments, tmp_path / "target" / "momentum_buffer.safetensors")
+    with pytest.raises(outgrow.OutgrowError, match="'momentum_buffer' of .* is not made by the plan"):
+        verify(tmp_path / "target", source)
+
+
+def test_state_does_not_cross_between_the_forms_and_says_so(run, source, tmp_path):  # noqa: F811
+    moments = {name: value.float() for name, value in load_file(source / "model.safetensors").items()}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        save_file(moments, source / f"{moment}.safetensors")
+    (source / "training.json").write_text("{}")
+    refused(run("grow", source, tmp_path / "target", "--form", "dcp", "--optimizer", "carry"), "goes into a Hugging Face directory")
+    assert run("grow", source, tmp_path / "dcp", "--form", "dcp")[0] == 0
+    done = run("grow", tmp_path / "dcp", tmp_path / "target", "--trust-pickle", "--optimizer", "carry")
+    refused(done, "goes into another distributed checkpoint")
