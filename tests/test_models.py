@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from outgrow.errors import OutgrowError
+from outgrow.lab.tiny import TINY
 from outgrow.models import loss as losses
 from outgrow.models.build import initialised, resolved
 from outgrow.models.decoder import Decoder
+from outgrow.models.forward import ModelForward
 from outgrow.models.loss import next_token_loss
 
 from .conftest import ODD
@@ -60,6 +62,32 @@ def test_bf16_training_loss_is_that_of_transformers_under_autocast(make_model, t
             logits = model(tokens[:, :-1]).logits
         theirs = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
     assert ours.item() == pytest.approx(theirs.item(), rel=0.01)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2", "olmo2", "gpt2", "opt", "phi3"])
+def test_other_families_have_the_loss_of_transformers_without_whole_logits(family, tokens, monkeypatch):
+    """In fp32, through the modules and over other parameters; heads of their own and tied ones."""
+    monkeypatch.setattr(losses, "CHUNK_TOKENS", 7)
+    largest = []
+    shape = F.linear
+    for tied in (False, True):
+        config = {**TINY[family], "tie_word_embeddings": tied, "pad_token_id": None}
+        plain, ours = initialised(config, 0).eval(), initialised(config, 0).eval()
+        logits = plain(tokens[:, :-1]).logits
+        expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        forward = ModelForward(ours, torch.float32)
+        for one in (forward, forward.over(dict(ours.named_parameters()))):
+            torch.testing.assert_close(one.loss(tokens[:, :-1], tokens[:, 1:]), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(one.logits(tokens[:, :-1]), logits, rtol=1e-4, atol=1e-5)
+        forward.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        expected.backward()
+        for (name, value), other in zip(plain.named_parameters(), ours.parameters(), strict=True):
+            torch.testing.assert_close(other.grad, value.grad, rtol=1e-3, atol=1e-6, msg=name)
+        if family != "gemma2":  # which caps its logits, all of them
+            monkeypatch.setattr(F, "linear", lambda x, w, b=None: largest.append(w.shape[0]) or shape(x, w, b))
+            forward.loss(tokens[:, :-1], tokens[:, 1:])
+            monkeypatch.setattr(F, "linear", shape)
+    assert config["vocab_size"] not in largest
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,13 @@ from transformers import AutoModelForCausalLM
 
 import outgrow
 from outgrow.errors import OutgrowError
-from outgrow.training.config import OptimizerConfig
+from outgrow.lab.recipe import read_runs
+from outgrow.lab.runs import execute, in_order, place
+from outgrow.training.config import OptimizerConfig, ScheduleConfig
 from outgrow.training.loop import train
 from outgrow.training.record import latest_checkpoint, read_rows
 
+from .test_recipes import recipe  # noqa: F401
 from .test_training import BATCH, Observer, packed, record, run, weights  # noqa: F401
 
 SCRIPT = Path(__file__).parent / "scripts" / "train_run.py"
@@ -27,10 +30,10 @@ SCRIPT = Path(__file__).parent / "scripts" / "train_run.py"
 def on_ranks(count, config, directory, packed, start=None):  # noqa: F811
     """Trains a run on so many processes."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    recipe = directory.with_suffix(".json")
-    recipe.write_text(config.model_dump_json())
+    settings = directory.with_suffix(".json")
+    settings.write_text(config.model_dump_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), str(SCRIPT)]
-    command += [str(recipe), str(directory), str(packed.directory), *([str(start)] if start else [])]
+    command += [str(settings), str(directory), str(packed.directory), *([str(start)] if start else [])]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -88,8 +91,52 @@ def test_ranks_resume_bit_for_bit_and_grow_like_any_run(run, packed, tmp_path): 
     assert losses(tmp_path / "child") == pytest.approx(losses(tmp_path / "same"), abs=0.02)
 
 
+def outgrow_on_ranks(count, *arguments):
+    """The command line on so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--no-python"]
+    command += [sys.executable, "-c", "from outgrow.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_a_recipe_on_ranks_grows_in_depth_and_width_and_is_resumed_after_growth(recipe, tmp_path):  # noqa: F811
+    changes = ("stages.2.grow=direct-width(hidden=48, kv=4, noise=0.2)", "stages.2.rate=restart", "stages.2.optimizer=carry")
+    changes += ("precision=fp32", "branches=[]", "keep_last=2", "schedule.decay_tokens=0")
+    settings = [part for change in changes for part in ("--set", change)]
+    done = outgrow_on_ranks(2, "train", recipe, "--runs", tmp_path / "two", *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = read_runs(recipe, list(changes))
+    for one in in_order(runs):
+        execute(one, tmp_path / "one", Observer())
+    for one in runs:
+        assert losses(place(one, tmp_path / "two")) == pytest.approx(losses(place(one, tmp_path / "one")), abs=5e-5)
+    # As after a kill in the stage that was grown in depth: only an older checkpoint of it is there.
+    before = losses(place(runs[1], tmp_path / "two"))
+    shutil.rmtree(place(runs[2], tmp_path / "two"))
+    (place(runs[1], tmp_path / "two") / "finished.json").unlink()
+    shutil.rmtree(latest_checkpoint(place(runs[1], tmp_path / "two")))
+    done = outgrow_on_ranks(2, "train", recipe, "--runs", tmp_path / "two", *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(place(runs[1], tmp_path / "two")) == before
+    assert not (place(runs[1], tmp_path / "two") / "start").exists()  # resuming needs no grown copy of the base
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_residual_stream_stays_in_fp32_between_sharded_blocks(family):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(SCRIPT.with_name("block_dtypes.py")), family]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "torch.float32\n"
+
+
 def test_muon_trains_on_ranks_too(run, packed, tmp_path):  # noqa: F811
-    muon = run.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e-2, kind="muon"), "precision": "fp32", "tokens": 6 * BATCH})
+    muon = run.model_copy(
+        update={
+            "optimizer": OptimizerConfig(learning_rate=1e-2, kind="muon"),
+            "precision": "fp32",
+            "tokens": 6 * BATCH,
+            "schedule": ScheduleConfig(),
+        }
+    )
     train(muon, tmp_path / "one", packed, None, Observer())
     done = on_ranks(2, muon, tmp_path / "two", packed)
     assert done.returncode == 0, done.stderr[-3000:]

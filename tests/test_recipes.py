@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ from safetensors.torch import load_file
 
 from outgrow.arch import LLAMA
 from outgrow.data.packed import prepare
-from outgrow.errors import OutgrowError
+from outgrow.errors import Interrupted, OutgrowError
 from outgrow.lab.budget import need_of
-from outgrow.lab.recipe import changed, read_runs
+from outgrow.lab.recipe import changed, find_recipe, read_runs
 from outgrow.lab.runs import differences, execute, in_order, place
 from outgrow.lab.track import trackers
 from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig, Start
@@ -85,11 +86,29 @@ def test_stages_are_runs_that_start_from_one_another(recipe):
 
 
 def test_restarting_warms_up_again_towards_the_same_end(recipe):
-    runs = read_runs(recipe, ["stages.1.rate=restart", "stages.1.optimizer=reset", "schedule.kind=cosine", "schedule.decay_tokens=0"])
+    runs = read_runs(
+        recipe, ["stages.1.rate=restart", "stages.1.optimizer=reset", "schedule.kind=cosine", "schedule.decay_tokens=0", "branches=[]"]
+    )
     shares = [share_of_peak(runs[1].schedule, clock * BATCH, BATCH, 6 * BATCH, runs[1].tokens) for clock in (6, 9, 11)]
     assert shares[0] == pytest.approx(0.25)
     assert shares[1] == 1
     assert 0.9 < shares[2] < 1
+
+
+def test_keeping_the_rate_goes_on_with_what_restarted_last(recipe):
+    runs = read_runs(recipe, ["stages.1.rate=restart", "schedule.kind=cosine", "schedule.decay_tokens=0", "branches=[]"])
+    second, third = runs[1:]
+    assert third.schedule.begin == 6 * BATCH
+    before = share_of_peak(second.schedule, 12 * BATCH, BATCH, 6 * BATCH, second.tokens)
+    after = share_of_peak(third.schedule, 12 * BATCH, BATCH, 12 * BATCH, third.tokens)
+    assert after == pytest.approx(before)
+
+
+def test_a_horizon_apart_from_the_length_moves_with_a_restart(recipe):
+    runs = read_runs(
+        recipe, ["stages.1.rate=restart", f"schedule.end={100 * BATCH}", "schedule.kind=cosine", "schedule.decay_tokens=0", "branches=[]"]
+    )
+    assert [one.schedule.end // BATCH for one in runs] == [100, 106, 106]
 
 
 def test_settings_are_changed_by_name(recipe):
@@ -104,6 +123,14 @@ def test_settings_are_changed_by_name(recipe):
         ("stages.0.grow=stack", "the first stage grows nothing"),
         ("stages.1.grow=null", "stage 2 says nothing about how it grows"),
         ("branches.0.at=100000", "leave the trunk before its end"),
+        ("branches.0.at=1024", r"leaves the trunk at 1,024 tokens, where its learning rate is 0.8 of its peak"),
+        ("branches.0.at=448", "what is new still warms up"),
+        ("schedule.begin=64", "schedule.begin has no meaning in a recipe"),
+        ("data.epochs=[1", r"--set data.epochs: '\[1' is not YAML"),
+        ("micro_batch_tokens=24", r"micro_batch_tokens \(24\) must be a multiple of data.context"),
+        ("optimizer.learning_rate=.inf", "'optimizer.learning_rate' should be a finite number"),
+        ("optimizer.tuned_at={hidden: 0}", "should be greater than 0"),
+        ("schedule.warmup_tokens=0", "warms up what is new, and schedule.warmup_tokens is 0"),
     ):
         with pytest.raises(OutgrowError, match=words):
             read_runs(recipe, [change])
@@ -112,6 +139,28 @@ def test_settings_are_changed_by_name(recipe):
 def test_mistakes_are_told_all_at_once(recipe):
     with pytest.raises(OutgrowError, match="'optimizer.learning_rate'.*'schedule.kind'"):
         read_runs(recipe, ["optimizer.learning_rate=-1", "schedule.kind=square"])
+    with pytest.raises(OutgrowError, match=r"stage 2 says nothing.*stage 3 of 65 tokens is no multiple.*a branch of 256 tokens"):
+        read_runs(recipe, ["stages.1.grow=null", "stages.2.tokens=65", "branches.0.at=99999"])
+
+
+def test_all_runs_are_looked_at_before_the_first_is_trained(recipe, tmp_path, cli):  # noqa: F811
+    changes = ("stages.1.grow=learn-depth(factor=2)", "stages.2.tokens=640000", "optimizer.tuned_at={width: 3}", "branches=[]")
+    done = cli("train", recipe, "--runs", tmp_path / "runs", *[part for change in changes for part in ("--set", change)])
+    refused(done, "no law moves optimizer state through learned maps", "it reads 640,768 tokens", "tuned_at names the space 'width'")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["data"]
+    done = cli("train", recipe, "--dry-run", "--ranks", "3")
+    refused(done, "'tiny-stage1': 3 ranks do not divide the 4 sequences", "'tiny-stage3': 3 ranks")
+    refused(cli("train", recipe, "--dry-run", "--set", "model.max_position_embeddings=8"), "data.context (16) is more than the 8 positions")
+
+
+def test_a_changed_recipe_is_refused_before_anything_is_trained_again(recipe, tmp_path, cli):  # noqa: F811
+    first, second, *_ = in_order(read_runs(recipe, []))
+    execute(first, tmp_path / "runs", Observer())
+    with pytest.raises(Interrupted):
+        execute(second, tmp_path / "runs", Observer(stop_after=4))
+    before = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    refused(cli("train", recipe, "--runs", tmp_path / "runs", "--set", "seed=3"), "left half-way with other settings", "seed: 0 -> 3")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == before
 
 
 def test_the_papers_recipes_need_what_their_sizes_say(cli):  # noqa: F811
@@ -199,8 +248,6 @@ def test_sigterm_saves_and_ends(recipe, tmp_path):
 
 
 def test_a_half_trained_run_is_not_left_for_one_of_its_name(recipe, tmp_path):
-    from outgrow.errors import Interrupted
-
     one = read_runs(recipe, [])[0]
     with pytest.raises(Interrupted):
         execute(one, tmp_path / "runs", Observer(stop_after=4))
@@ -240,9 +287,74 @@ def test_a_spike_is_rolled_back_with_its_data_left_out(run, packed, tmp_path):  
     assert [row["tokens"] for row in rows if "loss" in row] == [n * BATCH for n in range(1, 21)]
     clock = json.loads((latest_checkpoint(tmp_path / "guarded") / "training.json").read_text())
     assert clock["skipped"] == 2 * BATCH
+    assert rows[-1]["flops"] == 22 * BATCH * (rows[1]["flops"] / BATCH)  # two steps were made in vain, and are paid for
+    again = tmp_path / "stopped"  # stopped again and again, it goes the same way
+    for steps in (3, 8, 2, 100):
+        with suppress(Interrupted):
+            train(guarded, again, spoilt, None, Observer(stop_after=steps))
+    assert record(again) == record(tmp_path / "guarded")
+    assert weights(again) == weights(tmp_path / "guarded")
     stopping = guarded.model_copy(update={"spike": guarded.spike.model_copy(update={"action": "stop"})})
     with pytest.raises(OutgrowError, match=r"over the mean of the last 3 steps at 576 tokens .*sequences 36 to 39 of seed 0"):
         train(stopping, tmp_path / "stopping", spoilt, None, Observer())
+
+
+def test_weights_that_are_no_numbers_are_neither_kept_nor_called_an_end(run, packed, tmp_path):  # noqa: F811
+    wild = run.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e39, clip=1e30), "schedule": ScheduleConfig()})
+    for name, edits in (
+        ("one", {"tokens": BATCH}),
+        ("some", {"save_every": BATCH, "validate_every": 10**6, "spike": SpikeConfig(action="roll back")}),
+    ):
+        with pytest.raises(OutgrowError, match=r"(no numbers|held-out loss .* is nan|is nan|is inf).*lower optimizer.learning_rate"):
+            train(wild.model_copy(update=edits), tmp_path / name, packed, None, Observer())
+        assert not (tmp_path / name / FINISHED).exists()
+        assert checkpoints(tmp_path / name) == []
+        for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines():
+            json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_how_often_the_text_was_read_is_counted(run, packed, tmp_path):  # noqa: F811
+    usable = (len(packed.training) - 1) // 16 * 16
+    data = run.data.model_copy(update={"epochs": 3})
+    steps = 2 * usable // BATCH
+    twice = run.model_copy(
+        update={"data": data, "tokens": steps * BATCH, "validate_every": 10**9, "save_every": 10**9, "schedule": ScheduleConfig()}
+    )
+    train(twice, tmp_path / "run", packed, None, Observer())
+    assert read_rows(tmp_path / "run")[-1]["epochs"] == pytest.approx(steps * BATCH / usable, abs=1e-3)
+
+
+def test_tokens_per_second_and_mfu_are_what_was_computed_over_what_it_took(run, packed, tmp_path, monkeypatch):  # noqa: F811
+    """Every reading of the clock is a quarter of a second after the one before."""
+    from outgrow.training import loop
+
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(ticks) / 4)
+    train(run.model_copy(update={"tokens": 3 * BATCH, "schedule": ScheduleConfig()}), tmp_path / "run", packed, None, Observer())
+    assert {row["tokens_per_second"] for row in read_rows(tmp_path / "run") if "loss" in row} == {4 * BATCH}
+    one = train(run.model_copy(update={"tokens": BATCH, "schedule": ScheduleConfig()}), tmp_path / "one", packed, None, Observer())
+    monkeypatch.setattr(loop, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    speed = loop._speed(one, seconds=0.5)
+    assert speed["mfu"] == pytest.approx(one.flops_per_token * BATCH / 0.5 / 989e12)
+
+
+def test_a_compiled_run_is_the_run(run, packed, tmp_path):  # noqa: F811
+    short = run.model_copy(update={"tokens": 3 * BATCH, "schedule": ScheduleConfig(), "precision": "fp32"})
+    train(short, tmp_path / "plain", packed, None, Observer())
+    train(short.model_copy(update={"compile": True}), tmp_path / "compiled", packed, None, Observer())
+    plain, compiled = ([row["loss"] for row in read_rows(tmp_path / name) if "loss" in row] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, abs=1e-5)
+
+
+def test_a_step_count_lies_where_its_parameter_does():
+    parameters = {"model.norm.weight": torch.nn.Parameter(torch.empty(24, device="meta"))}
+    optimizer = Optimizer(OptimizerConfig(learning_rate=1.0), parameters, LLAMA, {**ODD})
+    optimizer.restore(
+        {moment: {name: torch.zeros_like(value) for name, value in parameters.items()} for moment in ("exp_avg", "exp_avg_sq")}, 3
+    )
+    (state,) = optimizer.torch["adamw"].state.values()
+    assert state["step"].device.type == "meta"
 
 
 def test_the_newest_checkpoints_are_kept(run, packed, tmp_path):  # noqa: F811
@@ -251,8 +363,6 @@ def test_the_newest_checkpoints_are_kept(run, packed, tmp_path):  # noqa: F811
 
 
 def test_muon_takes_the_matrices_of_blocks_and_resumes(run, packed, tmp_path):  # noqa: F811
-    from outgrow.errors import Interrupted
-
     muon = run.model_copy(update={"optimizer": OptimizerConfig(learning_rate=0.01, kind="muon")})
     train(muon, tmp_path / "whole", packed, None, Observer())
     with pytest.raises(Interrupted):
@@ -276,8 +386,6 @@ def test_learning_rates_move_with_the_width(make_model):
     assert named["lm_head.weight"] == 0.5
     assert named["model.layers.0.mlp.down_proj.weight"] == 1  # reads ffn, as tuned
     assert named["model.embed_tokens.weight"] == named["model.norm.weight"] == 1
-    with pytest.raises(OutgrowError, match="tuned_at names the space 'width'"):
-        Optimizer(OptimizerConfig(learning_rate=1.0, tuned_at={"width": 3}), {}, LLAMA, model.config.to_dict())
 
 
 @pytest.mark.parametrize("operator", ["stack(factor=2)", "direct-width(hidden=48)", "stack(factor=2), direct-width(ffn=74)"])
@@ -345,15 +453,19 @@ def test_recomputing_changes_no_bit(run, packed, tmp_path):  # noqa: F811
 def test_tensorboard_is_told_every_row(run, tmp_path):  # noqa: F811
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (told,) = trackers(["tensorboard"], run, tmp_path)
+    (told,) = trackers(["tensorboard"], run, tmp_path, 0)
     for step in (1, 2):
         told({"tokens": step * BATCH, "flops": 1.0, "loss": 3.0 / step, "rolled_back": "text"})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(BATCH, 3.0), (2 * BATCH, 1.5)]
+    (again,) = trackers(["tensorboard"], run, tmp_path, 2 * BATCH)  # resumed there: what was told of later is told anew
+    again({"tokens": 2 * BATCH, "flops": 1.0, "loss": 1.0})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(BATCH, 3.0), (2 * BATCH, 1.0)]
     with pytest.raises(OutgrowError, match="there is no tracker 'mlflow'; known: tensorboard, wandb"):
-        trackers(["mlflow"], run, tmp_path)
+        trackers(["mlflow"], run, tmp_path, 0)
     with pytest.raises(OutgrowError, match="pip install wandb"):
-        trackers(["wandb"], run, tmp_path)
+        trackers(["wandb"], run, tmp_path, 0)
 
 
 def test_a_job_trains_a_recipe_on_two_local_ranks(recipe, tmp_path, cli):  # noqa: F811
@@ -369,6 +481,10 @@ def test_a_job_trains_a_recipe_on_two_local_ranks(recipe, tmp_path, cli):  # noq
         here, there = (read_rows(place(one, tmp_path / name))[-1]["validation_loss"] for name in ("runs", "alone"))
         assert here == pytest.approx(there, abs=0.02)
     refused(cli("submit", tmp_path / "none.yaml", *options), "there is no file")
+    refused(cli("submit", recipe, "--cluster", "pbs"), "there is no cluster 'pbs' here")
+    refused(cli("submit", recipe, "--cluster", "slurm"), "there is no cluster 'slurm' here")
+    refused(cli("submit", recipe, *options, "--ranks", "3", "--set", "name=odd"), "failed", "what its ranks printed is in")
+    assert find_recipe(Path("7b-grown")).is_file()
 
 
 def test_a_start_that_warms_nothing_is_refused():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from outgrow.errors import OutgrowError
 class Settings(BaseModel):
     """Frozen settings; an unknown key is an error that suggests the nearest known one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def identity(self) -> str:
         """A short hash of the resolved settings."""
@@ -70,8 +71,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse(kind: type[S], content: Mapping[str, Any], where: str) -> S:
     """Validates settings, collecting every problem before raising."""
-    try:
+    with told(kind, where):
         return kind.model_validate(content)
+
+
+@contextmanager
+def told(kind: type[BaseModel], where: str) -> Generator[None, None, None]:
+    """Tells all problems of settings that are made inside in one sentence each."""
+    try:
+        yield
     except ValidationError as error:
         raise OutgrowError(f"{where}: " + "; ".join(_problem(kind, problem) for problem in error.errors())) from None
 

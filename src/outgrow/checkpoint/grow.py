@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -61,10 +61,12 @@ def grow_directory(
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     layout, weights = settle(checkpoint, plan, max_shard_bytes, optimizer, dtype, form)
-    if not leads():
+    if isinstance(layout, Distributed) and not leads():
         place = told()
-        return layout.write(place) if place and isinstance(layout, Distributed) else None
-    with telling() as tell, ThreadPoolExecutor(1) as pool, _explained(target):
+        return layout.write(place) if place else None
+    # A Hugging Face directory is written by whoever calls this, alone, in a group of ranks too.
+    talk = telling() if isinstance(layout, Distributed) else nullcontext(lambda place: None)
+    with talk as tell, ThreadPoolExecutor(1) as pool, _explained(target):
         refuse_place(checkpoint, target, layout, overwrite)
         before = read_lineage(checkpoint.directory)
         with new_directory(target, overwrite) as temporary:

@@ -78,14 +78,14 @@ def submit(
     follow: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
 ) -> None:
     """Train a recipe as a SLURM job; when it is preempted or out of time it is queued again and goes on."""
-    from outgrow.lab.recipe import read_runs
-    from outgrow.lab.submit import Job
+    from outgrow.lab.recipe import find_recipe, read_runs
+    from outgrow.lab.submit import Job, results_of
     from outgrow.lab.submit import submit as handed_over
 
     read_runs(recipe, change or [])  # mistakes are told here, not in a log
-    job = Job(recipe.absolute(), tuple(change or ()), runs.absolute(), tuple(track or DEFAULT_TRACK))
+    job = Job(find_recipe(recipe), tuple(change or ()), runs.absolute(), tuple(track or DEFAULT_TRACK))
     made = handed_over(job, cluster, logs, nodes, ranks, hours, dict(knob_of(text) for text in option or []))
     print(f"job {made.job_id}; its output: {logs}")
     if follow:
-        for name, loss in made.results()[0].items():
+        for name, loss in results_of(made, logs).items():
             print(f"{name}: held-out loss {loss:.4f}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outgrow.errors import OutgrowError
-from outgrow.files import file_hash
+from outgrow.files import file_hash, read_json, write_json
 
 Row = NDArray[np.integer[Any]]
+VERIFIED = "verified.json"
 HEADER = 128  # bytes before the tokens of a shard: numpy's header, whatever the length says
 
 
@@ -89,12 +91,32 @@ def open_tokens(directory: Path, entries: list[dict[str, Any]], verify: bool) ->
     """
     shards = tuple(_open(directory / entry["file"], entry["tokens"]) for entry in entries)
     if verify:
+        known = _verified(directory)
+        unread = [entry for entry in entries if known.get(entry["file"]) != [entry["sha256"], *_state(directory / entry["file"])]]
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(lambda entry: sha256(directory / entry["file"]), entries))
-        for entry, digest in zip(entries, found, strict=True):
+            found = list(pool.map(lambda entry: sha256(directory / entry["file"]), unread))
+        for entry, digest in zip(unread, found, strict=True):
             if digest != entry["sha256"]:
                 raise _damaged(directory / entry["file"], "its bytes are not those that the manifest says")
+            known[entry["file"]] = [digest, *_state(directory / entry["file"])]
+        if unread:
+            with suppress(OSError):  # a directory that cannot be written is read anew each time
+                write_json(directory / VERIFIED, known)
     return Tokens(shards)
+
+
+def _verified(directory: Path) -> dict[str, list[Any]]:
+    """File -> hash, size and time of the last change of the shards whose bytes were read and found right: a corpus may be terabytes."""
+    try:
+        known = read_json(directory / VERIFIED)
+    except OutgrowError:
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _state(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def shard_name(part: str, number: int) -> str:

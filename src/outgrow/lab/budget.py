@@ -11,6 +11,7 @@ from outgrow.errors import OutgrowError
 from outgrow.lab.runs import first_token, model_of, own_flops
 from outgrow.models.build import empty
 from outgrow.training.config import RunConfig
+from outgrow.training.refusals import problems
 
 STATE_BYTES = {"adamw": 16, "muon": 12}  # a parameter in fp32, its gradient, and its moments
 SAVED_BYTES = {"adamw": 12, "muon": 8}
@@ -70,7 +71,7 @@ def _activations(run: RunConfig, config: Any, tokens: int) -> int:
     arch = arch_for(config)
     sizes = arch.sizes(config)
     width = 2 if run.precision == "bf16" else 4
-    heads = sizes["kv"] * sizes["group"] * sizes["head"]
+    heads = sizes["kv"] * sizes.get("group", 1) * sizes["head"]
     inside = width * (4 * sizes["hidden"] + 3 * heads + 4 * sizes["ffn"])
     residual = 4 * sizes["hidden"]
     layers = arch.layers(config)
@@ -79,6 +80,9 @@ def _activations(run: RunConfig, config: Any, tokens: int) -> int:
 
 def need_lines(runs: list[RunConfig], ranks: int, days: float) -> Iterator[str]:
     """What runs need, as text."""
+    wrong = [f"'{run.name}': {one}" for run in runs for one in problems(run, model_of(run), first_token(run), None, ranks)]
+    if wrong:
+        raise OutgrowError("; ".join(wrong))
     whole = sum(own_flops(run) for run in runs)
     for run in runs:
         need = need_of(run, ranks)

@@ -6,19 +6,21 @@ resuming, lineage, FLOPs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
-from outgrow.config import Settings, parse, read_yaml
+from outgrow.config import Settings, parse, read_yaml, told
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError
 from outgrow.models.build import ModelConfig
-from outgrow.training.config import EvaluateConfig, OptimizerConfig, RunConfig, ScheduleConfig, SpikeConfig, Start
+from outgrow.training.config import EvaluateConfig, LearnConfig, OptimizerConfig, RunConfig, ScheduleConfig, SpikeConfig, Start
+from outgrow.training.schedule import share_of_peak
 
 
 class Stage(Settings):
@@ -33,6 +35,8 @@ class Stage(Settings):
         "rises from zero for what is new",
     )
     optimizer: Literal["reset", "carry", "fresh-new"] = Field("reset", description="the optimizer's state at growth")
+    learn: LearnConfig | None = Field(None, description="how learn-depth and learn-width train their maps; 100 steps if not given")
+    unmask_tokens: int | None = Field(None, ge=1, description="tokens over which masks open; a tenth of the stage if not given")
 
 
 class Branch(Settings):
@@ -66,21 +70,45 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
+        if wrong := list(self._problems()):
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """What does not go together, a sentence each."""
         if self.stages[0].grow:
-            raise ValueError("the first stage grows nothing, since nothing is there yet; leave its 'grow' out")
-        for number, stage in enumerate(self.stages[1:], 2):
-            if not stage.grow:
-                raise ValueError(f"stage {number} says nothing about how it grows; give 'grow', or add its tokens to the stage before")
-        for stage in self.stages:
+            yield "the first stage grows nothing, since nothing is there yet; leave its 'grow' out"
+        for number, stage in enumerate(self.stages, 1):
+            if number > 1 and not stage.grow:
+                yield f"stage {number} says nothing about how it grows; give 'grow', or add its tokens to the stage before"
             if stage.tokens % self.batch_tokens:
-                raise ValueError(f"a stage of {stage.tokens:,} tokens is no multiple of batch_tokens ({self.batch_tokens:,})")
+                yield f"stage {number} of {stage.tokens:,} tokens is no multiple of batch_tokens ({self.batch_tokens:,})"
+            if number > 1 and stage.rate == "rewarm-new" and not self.schedule.warmup_tokens:
+                yield f"stage {number} warms up what is new, and schedule.warmup_tokens is 0; give it, or let 'rate' be 'keep'"
+        if self.schedule.begin is not None:
+            yield "schedule.begin has no meaning in a recipe, whose stages say by 'rate' where the schedule begins; remove it"
         for branch in self.branches:
             if branch.at % self.batch_tokens or branch.tokens % self.batch_tokens or branch.at > self.tokens:
-                raise ValueError(
+                yield (
                     f"a branch of {branch.tokens:,} tokens at {branch.at:,} must have multiples of batch_tokens ({self.batch_tokens:,}) "
                     f"and leave the trunk before its end ({self.tokens:,})"
                 )
-        return self
+            elif reason := self._unready(branch):
+                yield f"a branch leaves the trunk at {branch.at:,} tokens, where {reason}; branches leave it at its full rate"
+
+    def _unready(self, branch: Branch) -> str:
+        """Why the trunk has not its full rate where a branch leaves it; empty where it has."""
+        stages = zip(self.stages, self._begins(), strict=True)
+        stage, begun = next((stage, begun) for stage, begun in stages if branch.at <= begun + stage.tokens)
+        share = share_of_peak(self._schedule(stage, begun), branch.at, 0, begun, self.tokens)
+        if share < 1:
+            return f"its learning rate is {share:.3g} of its peak"
+        if stage.rate == "rewarm-new" and stage.grow and branch.at < begun + self.schedule.warmup_tokens:
+            return "what is new still warms up"
+        masked = any(name in (stage.grow or "") for name in ("random-", "msg"))
+        if masked and branch.at < begun + (stage.unmask_tokens or stage.tokens / 10):
+            return "masks still open"
+        return ""
 
     @property
     def tokens(self) -> int:
@@ -90,13 +118,15 @@ class Recipe(Settings):
     def trunk(self) -> list[RunConfig]:
         """One run a stage, each starting from the one before."""
         runs: list[RunConfig] = []
-        end = 0
-        for number, stage in enumerate(self.stages, 1):
-            end += stage.tokens
+        for number, (stage, begin) in enumerate(zip(self.stages, self._begins(), strict=True), 1):
             begun: dict[str, Any] = {"start": self._growth(runs[-1], stage)} if runs else {"model": self.model}
             name = self.name if len(self.stages) == 1 else f"{self.name}-stage{number}"
-            runs.append(self._run(name, end, stage, self._schedule(stage), **begun))
+            runs.append(self._run(name, begin + stage.tokens, stage, self._schedule(stage, begin), **begun))
         return runs
+
+    def _begins(self) -> list[int]:
+        """The clock at which each stage begins."""
+        return list(accumulate((stage.tokens for stage in self.stages[:-1]), initial=0))
 
     def runs(self) -> list[RunConfig]:
         """The trunk's stages and the branches."""
@@ -111,14 +141,21 @@ class Recipe(Settings):
 
     def _growth(self, before: RunConfig, stage: Stage) -> Start:
         warm = self.schedule.warmup_tokens if stage.rate == "rewarm-new" else 0
-        return Start(run=before, operator=stage.grow, optimizer=stage.optimizer, rewarm_tokens=warm or None)
-
-    def _schedule(self, stage: Stage) -> ScheduleConfig:
-        """The whole recipe's schedule as one stage sees it: it ends with the last stage, and begins with the first or this one."""
-        goes_on = stage.rate != "restart"
-        return self.schedule.model_copy(
-            update={"end": self.schedule.end or self.tokens, "begin": 0 if goes_on else self.schedule.begin}
+        return Start(
+            run=before, operator=stage.grow, optimizer=stage.optimizer, rewarm_tokens=warm or None, learn=stage.learn,
+            unmask_tokens=stage.unmask_tokens,
         )  # fmt: skip
+
+    def _schedule(self, stage: Stage, begin: int) -> ScheduleConfig:
+        """The whole recipe's schedule as a stage that begins at a clock sees it.
+
+        It begins with the last stage that restarted it, or the first, and ends with the recipe. Where `schedule.end` says how far off its
+        end lies, a restart moves that too.
+        """
+        restarts = [at for at, one in zip(self._begins(), self.stages, strict=True) if at <= begin and (at == 0 or one.rate == "restart")]
+        began, length = restarts[-1], self.schedule.end
+        end = began + length if length else self.tokens
+        return self.schedule.model_copy(update={"end": end, "begin": None if began == begin else began})
 
     def _run(self, name: str, tokens: int, stage: Stage, schedule: ScheduleConfig, **begun: Any) -> RunConfig:
         rate = stage.learning_rate or self.optimizer.learning_rate
@@ -138,14 +175,21 @@ def read_runs(path: Path, changes: list[str]) -> list[RunConfig]:
         path: YAML, or the name of a recipe that comes with outgrow, such as `7b-grown`.
         changes: `a.b=value` settings that stand in for the file's, such as `optimizer.learning_rate=0.001` or `stages.1.tokens=4096`.
     """
-    shipped = SHIPPED / f"{path}.yaml"
-    path = shipped if shipped.is_file() and not path.exists() else path
+    path = find_recipe(path)
     content = read_yaml(path)
     for change in changes:
         content = changed(content, change)
-    if "stages" in content:
-        return parse(Recipe, content, where=f"'{path}'").runs()
-    return [parse(RunConfig, content, where=f"'{path}'")]
+    if "stages" not in content:
+        return [parse(RunConfig, content, where=f"'{path}'")]
+    recipe = parse(Recipe, content, where=f"'{path}'")
+    with told(RunConfig, f"'{path}'"):
+        return recipe.runs()
+
+
+def find_recipe(path: Path) -> Path:
+    """A file, or the one of a recipe's name that comes with outgrow; a path from anywhere."""
+    shipped = SHIPPED / f"{path}.yaml"
+    return shipped if shipped.is_file() and not path.exists() else path.absolute()
 
 
 def changed(content: Any, change: str) -> Any:
@@ -153,7 +197,11 @@ def changed(content: Any, change: str) -> Any:
     name, equals, text = change.partition("=")
     if not equals or not name:
         raise OutgrowError(f"--set takes NAME=VALUE, such as optimizer.learning_rate=0.001, not '{change}'")
-    return _with(content, name.split("."), yaml.safe_load(text), name)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise OutgrowError(f"--set {name}: '{text}' is not YAML: {' '.join(str(error).split())}") from None
+    return _with(content, name.split("."), value, name)
 
 
 def _with(content: Any, path: list[str], value: Any, name: str) -> Any:

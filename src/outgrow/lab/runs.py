@@ -11,11 +11,12 @@ from typing import Any
 from outgrow.arch import Config, arch_for, flops_per_token
 from outgrow.checkpoint.grow import grow_directory
 from outgrow.checkpoint.lineage import read_lineage
-from outgrow.checkpoint.ranks import leads
+from outgrow.checkpoint.ranks import leads, world
 from outgrow.data.config import DataConfig
 from outgrow.data.packed import Packed, prepare
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json, write_json
+from outgrow.growth.fresh import masked
 from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.evaluating import evaluator
@@ -24,8 +25,9 @@ from outgrow.training.config import LearnConfig, RunConfig, Start
 from outgrow.training.distributed import product_dtype, wait
 from outgrow.training.loop import Observer, train
 from outgrow.training.maps import learn_maps, learning_flops
-from outgrow.training.origin import Origin, can_grow_in_place, grown_in_place
+from outgrow.training.origin import Origin, already_grown, can_grow_in_place, grown_in_place
 from outgrow.training.record import EVALUATED, FINISHED, Row, checkpoint_at, latest_checkpoint, read_rows
+from outgrow.training.refusals import refuse
 from outgrow.training.run import Run
 
 CONFIG, GROWN, ENVIRONMENT = "run.json", "start", "environment.json"
@@ -126,6 +128,34 @@ def execute(run: RunConfig, root: Path, observer: Observer, live: list[Run] | No
         live.append(trained)
 
 
+def refuse_early(runs: Iterable[RunConfig], root: Path) -> None:
+    """Tells all that is wrong with runs that are yet to be trained, before the first of them is; their text must be packed."""
+    wrong: list[str] = []
+    for run in runs:
+        if finished(run, root):
+            continue
+        try:
+            _refuse_other_settings(run, root)
+            plan = _growth_of(run)
+            if plan and _is_untrained(plan) and run.start and run.start.optimizer != "reset":
+                raise OutgrowError(f"'{run.name}': no law moves optimizer state through learned maps; let start.optimizer be 'reset'")
+            if plan and world() > 1:
+                _refuse_on_ranks(run, plan)
+            refuse(run, model_of(run), first_token(run), prepare(run.data, root / "data", verify=False))
+        except OutgrowError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise OutgrowError("; ".join(dict.fromkeys(wrong)))
+
+
+def _refuse_on_ranks(run: RunConfig, plan: GrowthPlan) -> None:
+    """Says what several ranks do not do after growth."""
+    if masked(plan):
+        raise OutgrowError(f"'{run.name}': masks are not opened over several ranks; grow with another operator, or train it on one rank")
+    if run.start and run.start.rewarm_tokens and any(stage.lifts for stage in plan.stages):
+        raise OutgrowError(f"'{run.name}': start.rewarm_tokens warms parts of tensors on one rank only; with several, grow in depth")
+
+
 def _refuse_other_settings(run: RunConfig, root: Path) -> None:
     """A run that was left half-way and has this one's name must have its settings, or this is likely meant to be that."""
     for other in sorted(root.glob(f"{run.name}-*/{CONFIG}")):
@@ -167,6 +197,12 @@ def require_text(directories: Iterable[Path], corpus_hash: str) -> None:
             raise OutgrowError(f"the corpus is not the one that '{directory}' was trained on; give that text back, or use another --runs")
 
 
+def clock_of(run: RunConfig, root: Path) -> int:
+    """The clock from which a run will go on: of its newest checkpoint, or its first token."""
+    latest = latest_checkpoint(place(run, root))
+    return int(latest.name) if latest else first_token(run)
+
+
 def read_result(run: RunConfig, root: Path) -> Result:
     """The result of a finished run, from files only."""
     directory = place(run, root)
@@ -200,8 +236,18 @@ def model_of(run: RunConfig) -> Config:
     """The config of the model that a run trains, growth applied."""
     if run.start is None:
         return run.model or {}
-    source = model_of(run.start.run) if run.start.run else read_json(Path(run.start.checkpoint or "") / "config.json")
-    return _plan(run.start, source).target_config if run.start.operator else source
+    plan = _growth_of(run)
+    return plan.target_config if plan else _source_of(run.start)
+
+
+def _source_of(start: Start) -> Config:
+    """The config of the model that a run starts from, before growth."""
+    return model_of(start.run) if start.run else read_json(Path(start.checkpoint or "") / "config.json")
+
+
+def _growth_of(run: RunConfig) -> GrowthPlan | None:
+    """The plan by which a run's first weights are grown, if they are; learned maps are yet to be trained in it."""
+    return _plan(run.start, _source_of(run.start)) if run.start and run.start.operator else None
 
 
 def first_token(run: RunConfig) -> int:
@@ -240,11 +286,10 @@ def flops_before(run: RunConfig) -> float:
 
 def _growth_flops(run: RunConfig) -> float:
     """What learning the maps of a run's growth operator costs; other operators cost nothing."""
-    if run.start is None or run.start.operator is None:
+    plan, start = _growth_of(run), run.start
+    if plan is None or start is None or not _is_untrained(plan):
         return 0.0
-    source = model_of(run.start.run) if run.start.run else read_json(Path(run.start.checkpoint or "") / "config.json")
-    plan = _plan(run.start, source)
-    return learning_flops(plan, run.start.learn or LearnConfig(), run.data.context) if _is_untrained(plan) else 0.0  # type: ignore[call-arg]
+    return learning_flops(plan, start.learn or LearnConfig(), run.data.context)  # type: ignore[call-arg]
 
 
 def learned_plan(
@@ -273,8 +318,8 @@ def parent_of(run: RunConfig) -> str | None:
     return run.start.run.identity() if run.start.run else read_lineage(Path(run.start.checkpoint or "")).run
 
 
-def _start(run: RunConfig, root: Path) -> Path | None:
-    """The directory whose weights a run begins with, grown if it asks for growth."""
+def _start(run: RunConfig, root: Path) -> Path | Origin | None:
+    """The directory whose weights a run begins with, grown if it asks for growth; where it has a checkpoint of its own, their receipt."""
     if run.start is None:
         return None
     if run.start.run:
@@ -290,8 +335,10 @@ def _start(run: RunConfig, root: Path) -> Path | None:
     if run.start.operator is None:
         return source
     grown = place(run, root) / GROWN
+    plan = _plan(run.start, read_json(source / "config.json"))
+    if latest_checkpoint(place(run, root)) and not grown.is_dir() and can_grow_in_place(plan, run.start.optimizer):
+        return already_grown(plan, read_lineage(source))
     if leads() and not grown.is_dir():
-        plan = _plan(run.start, read_json(source / "config.json"))
         if _is_untrained(plan):
             plan = learned_plan(plan, source, run.data, run.start.learn or LearnConfig(), run.seed, root, first_token(run))  # type: ignore[call-arg]
         grow_directory(source, grown, plan, optimizer=run.start.optimizer)

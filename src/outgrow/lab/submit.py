@@ -55,13 +55,27 @@ def submit(
     return executor(cluster, logs, nodes, ranks, hours, options).submit(job)
 
 
+def results_of(job: Any, logs: Path) -> dict[str, float]:
+    """What a job returns, once it has ended: run name -> held-out loss."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    try:
+        return job.results()[0]
+    except (FailedJobError, UncompletedJobError) as error:
+        last = str(error).strip().splitlines()[-1]
+        raise OutgrowError(f"job {job.job_id} failed: {last}; what its ranks printed is in '{logs}'") from None
+
+
 def executor(cluster: str, logs: Path, nodes: int, ranks: int, hours: float, options: dict[str, Any]) -> Any:
     """What hands calls over to SLURM, or to processes of this machine; see `submit`."""
     try:
         import submitit
     except ModuleNotFoundError:
         raise OutgrowError("jobs are submitted by 'submitit', which is not installed; pip install 'outgrow[slurm]'") from None
-    made = submitit.AutoExecutor(folder=logs, cluster=cluster)
+    try:
+        made = submitit.AutoExecutor(folder=logs, cluster=cluster)
+    except (RuntimeError, ValueError) as error:  # no such cluster, or none here
+        raise OutgrowError(f"there is no cluster '{cluster}' here ({' '.join(str(error).split())}); use --cluster local or slurm") from None
     shape = {"nodes": nodes, "tasks_per_node": ranks, "timeout_min": max(1, round(hours * 60))}
     if cluster == "slurm":
         shape |= {"gpus_per_node": ranks, **{f"slurm_{name}": value for name, value in options.items()}}

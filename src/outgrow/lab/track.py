@@ -15,12 +15,15 @@ Tracker = Callable[[Row], None]
 TRACKERS = ("tensorboard", "wandb")
 
 
-def trackers(names: Iterable[str], run: RunConfig, directory: Path) -> list[Tracker]:
-    """What is told every row of a run. TensorBoard is left out where it is not installed, since it is asked for by default."""
+def trackers(names: Iterable[str], run: RunConfig, directory: Path, begin: int) -> list[Tracker]:
+    """What is told every row of a run from the clock `begin` on; what was told of later ones, before a kill, is forgotten.
+
+    TensorBoard is left out where it is not installed, since it is asked for by default.
+    """
     made: list[Tracker] = []
     for name in names:
         if name == "tensorboard":
-            made += [_tensorboard(directory)] if find_spec("tensorboard") else []
+            made += [_tensorboard(directory, begin)] if find_spec("tensorboard") else []
         elif name == "wandb":
             made.append(_wandb(run, directory))
         else:
@@ -28,10 +31,10 @@ def trackers(names: Iterable[str], run: RunConfig, directory: Path) -> list[Trac
     return made
 
 
-def _tensorboard(directory: Path) -> Tracker:
+def _tensorboard(directory: Path, begin: int) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(directory / "tensorboard"))
+    writer = SummaryWriter(str(directory / "tensorboard"), purge_step=begin)
 
     def told(row: Row) -> None:
         for name, value in _numbers(row).items():

@@ -17,7 +17,19 @@ from rich.text import Text
 
 from outgrow.checkpoint.ranks import leads
 from outgrow.data.packed import prepare
-from outgrow.lab.runs import Result, execute, finished, flops_before, flops_done, in_order, own_flops, place, read_result
+from outgrow.lab.runs import (
+    Result,
+    clock_of,
+    execute,
+    finished,
+    flops_before,
+    flops_done,
+    in_order,
+    own_flops,
+    place,
+    read_result,
+    refuse_early,
+)
 from outgrow.lab.track import Tracker, trackers
 from outgrow.training.config import RunConfig
 from outgrow.training.distributed import wait
@@ -75,6 +87,7 @@ def execute_all(
             with console.status("packing the corpus"):
                 prepare(data, root / "data")
         wait()
+    refuse_early(runs, root)
     costs = {run.identity(): own_flops(run) for run in runs}
     found = sum(flops_done(run, root) for run in runs)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeLeft())
@@ -88,7 +101,7 @@ def execute_all(
                 fresh, already = not finished(run, root), flops_done(run, root)
                 watch.name = f"{number + 1}/{len(runs)} {run.name}"
                 watch.clock = flops_before(run) + already
-                watch.trackers = trackers(track, run, place(run, root)) if fresh and leads() else ()
+                watch.trackers = trackers(track, run, place(run, root), clock_of(run, root)) if fresh and leads() else ()
                 execute(run, root, watch, live)
                 result = results[run.identity()] = read_result(run, root)
                 watch.done += costs[run.identity()] - already

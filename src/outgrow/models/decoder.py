@@ -116,7 +116,7 @@ class Decoder:
         return x_BTH + self._feed_forward(block, self._norm(x_BTH, block["post_attention_layernorm.weight"]))
 
     def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), gain, self.eps).to(self.dtype)
+        return F.rms_norm(x, (x.shape[-1],), gain.to(x.dtype), self.eps).to(self.dtype)
 
     def _attention(self, block: Mapping[str, Tensor], x_BTH: Tensor, rotary: Rotary, future_TT: Tensor) -> Tensor:
         batch, length, _ = x_BTH.shape

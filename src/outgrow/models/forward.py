@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from outgrow.arch import LLAMA, arch_for
 from outgrow.models.decoder import Decoder
+from outgrow.models.loss import next_token_loss
 
 
 class ModelForward:
@@ -29,6 +30,12 @@ class ModelForward:
         self.model, self.dtype = model, dtype
         self._forward = model.forward
         self._parameters: Mapping[str, Tensor] | None = None
+        head = model.get_output_embeddings()
+        self._head_name = next(name for name, value in model.named_parameters(remove_duplicate=False) if value is head.weight)
+        # What comes after the head (Gemma 2 caps logits) needs them whole; elsewhere the loss makes them, some at a time.
+        self._caps = getattr(model.config, "final_logit_softcapping", None)
+        if not self._caps:
+            head.forward = lambda hidden: hidden
         _drop_nothing(model)
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -47,15 +54,26 @@ class ModelForward:
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, V]."""
+        found = self._run(tokens_BT)
+        return found if self._caps else F.linear(found.to(self.dtype), self._head().to(self.dtype))
+
+    def loss(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of the labels."""
+        found = self._run(tokens_BT)
+        if not self._caps:
+            return next_token_loss(found.to(self.dtype), self._head().to(self.dtype), labels_BT)
+        return F.cross_entropy(found.flatten(0, 1).to(torch.promote_types(found.dtype, torch.float32)), labels_BT.flatten())
+
+    def _run(self, tokens_BT: Tensor) -> Tensor:
+        """What the output head reads [B, T, H]; the logits where they are capped."""
         with torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             if self._parameters is None:
                 return self._forward(tokens_BT, use_cache=False).logits
             return functional_call(self.model, dict(self._parameters), (tokens_BT,), {"use_cache": False}).logits
 
-    def loss(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of the labels."""
-        logits = self.logits(tokens_BT)
-        return F.cross_entropy(logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), labels_BT.flatten())
+    def _head(self) -> Tensor:
+        """The output head [V, H]."""
+        return (self._parameters or dict(self.model.named_parameters(remove_duplicate=False)))[self._head_name]
 
 
 def forward_of(model: Any, dtype: torch.dtype, compile: bool = False, recompute: bool = False) -> Decoder | ModelForward:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from outgrow.config import Settings, later
 from outgrow.data.config import DataConfig
@@ -24,7 +24,7 @@ class OptimizerConfig(Settings):
     clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
     kind: Literal["adamw", "muon"] = later("adamw", "muon: Muon on the matrices of blocks, AdamW on the rest")
     momentum: float = later(0.95, "Muon's", ge=0, lt=1)
-    tuned_at: dict[str, int] | None = later(
+    tuned_at: dict[str, PositiveInt] | None = later(
         None, "sizes of spaces, such as hidden and ffn, at which learning_rate was tuned: matrices take it times tuned / own fan-in (muP)"
     )
 

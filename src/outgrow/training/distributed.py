@@ -51,7 +51,8 @@ def shard(model: Any, blocks: Iterable[Any], gather: torch.dtype | None = None) 
         gather: type in which parameters are sent and used; as they are stored if None.
     """
     mesh = init_device_mesh(device().type, (world(),))
-    policy = MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32)
+    # The residual stream goes from block to block as it is, in fp32: the decoder casts what it multiplies.
+    policy = MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)

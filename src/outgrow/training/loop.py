@@ -19,9 +19,9 @@ from outgrow.data.packed import Batches, Packed, validation_batches
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.files import write_json
 from outgrow.training.config import RunConfig
-from outgrow.training.distributed import device, mean_and_any, own_rows, wait
+from outgrow.training.distributed import device, local, mean_and_any, own_rows, wait
 from outgrow.training.origin import Origin
-from outgrow.training.record import EVALUATED, FINISHED, METRICS, Row, checkpoint_at, checkpoints, read_rows
+from outgrow.training.record import EVALUATED, FINISHED, METRICS, Row, checkpoint_at, checkpoints, forget_rollbacks_from, read_rows
 from outgrow.training.run import Run, open_run
 from outgrow.training.schedule import share_of_peak
 from outgrow.training.state import Clock, state_of
@@ -58,38 +58,26 @@ def train(
     run = open_run(config, directory, packed, start)
     if config.spike.action == "stop":
         start = None  # nothing goes back to it; a run that was grown in place may be forgotten
-    batches = _batches(config, packed)
-    _record_first(run, observer)
+    rolled_back = _rollbacks(run)
+    batches = Batches(packed.training, config.data.context, config.seed)
+    _record_first(run, observer, batches)
     _evaluate(run, observer, evaluate)
-    rolled_back = 0
     while run.clock.tokens < config.tokens:
-        began, before = time.perf_counter(), run.clock
+        before = run.clock
         try:
-            values = _step(run, batches)
+            _advance(run, batches, observer, evaluate)
         except SpikeError as spike:
             rolled_back += 1
             if config.spike.action == "stop" or rolled_back > config.spike.times:
                 raise
             run.writer.finish()
             run = open_run(config, directory, packed, start)
-            _record_first(run, observer)
+            _record_first(run, observer, batches)
             _evaluate(run, observer, evaluate)
-            run.clock = replace(run.clock, skipped=before.tokens + before.skipped + config.batch_tokens - run.clock.tokens)
+            # What was computed in vain was paid for; the batch that did it is left out.
+            spent = before.flops + run.flops_per_token * config.batch_tokens
+            run.clock = replace(run.clock, flops=spent, skipped=before.tokens + before.skipped + config.batch_tokens - run.clock.tokens)
             _record(run, observer, _row(run, rolled_back=str(spike)))
-            continue
-        seconds = time.perf_counter() - began
-        _record(run, observer, _row(run, **values, **_speed(run, seconds)))
-        tokens = run.clock.tokens
-        if _due(run, config.validate_every):
-            _record(run, observer, _validation_row(run))
-        _evaluate(run, observer, evaluate)
-        stopping = mean_and_any(0.0, observer.stop())[1] and tokens < config.tokens
-        if stopping or _due(run, config.save_every) or tokens in config.keep:
-            _save(run)
-        if stopping:
-            run.writer.finish()
-            _tidy(run)
-            raise Interrupted(f"'{config.name}' is saved at {tokens:,} tokens; the same command goes on from there")
     run.writer.finish()
     _tidy(run)
     if leads():
@@ -99,7 +87,34 @@ def train(
 
 
 class SpikeError(OutgrowError):
-    """A loss that is not a number, or that rose far above what it was."""
+    """A loss, a gradient or weights that are no numbers, or a loss that rose far above what it was."""
+
+
+def _rollbacks(run: Run) -> int:
+    """How often this run has gone back before its clock; those from its clock it will make again, and their rows are forgotten."""
+    if leads():
+        forget_rollbacks_from(run.directory / METRICS, run.clock.tokens)
+    wait()
+    return sum("rolled_back" in row for row in read_rows(run.directory))
+
+
+def _advance(run: Run, batches: Batches, observer: Observer, evaluate: Evaluate | None) -> None:
+    """One step and what is due after it: rows of metrics, validation, evaluation, a checkpoint."""
+    config, began = run.config, time.perf_counter()
+    values = _step(run, batches)
+    seconds = time.perf_counter() - began
+    _record(run, observer, _row(run, **values, **_speed(run, seconds)))
+    tokens = run.clock.tokens
+    if _due(run, config.validate_every):
+        _record(run, observer, _validation_row(run, batches))
+    _evaluate(run, observer, evaluate)
+    stopping = mean_and_any(0.0, observer.stop())[1] and tokens < config.tokens
+    if stopping or _due(run, config.save_every) or tokens in config.keep:
+        _save(run)
+    if stopping:
+        run.writer.finish()
+        _tidy(run)
+        raise Interrupted(f"'{config.name}' is saved at {tokens:,} tokens; the same command goes on from there")
 
 
 def _step(run: Run, batches: Batches) -> dict[str, float]:
@@ -118,7 +133,9 @@ def _step(run: Run, batches: Batches) -> dict[str, float]:
         total += loss.item()
     total, _ = mean_and_any(total, False)
     _refuse_spike(run, total, rate)
-    norm = torch.nn.utils.clip_grad_norm_(run.optimizer.parameters.values(), config.optimizer.clip)
+    norm = float(_whole(torch.nn.utils.clip_grad_norm_(run.optimizer.parameters.values(), config.optimizer.clip)))
+    if not math.isfinite(norm):
+        raise _spike(run, f"the gradient's norm of '{config.name}' is {norm:.4g}", rate)
     warm = run.rewarm.share(clock.tokens + config.batch_tokens) if run.rewarm else 1.0
     if run.rewarm and warm < 1:
         run.rewarm.hold(run.optimizer.parameters)
@@ -127,25 +144,29 @@ def _step(run: Run, batches: Batches) -> dict[str, float]:
         run.rewarm.shorten(run.optimizer.parameters, warm)
     step_flops = run.flops_per_token * config.batch_tokens
     run.clock = Clock(clock.tokens + config.batch_tokens, clock.flops + step_flops, clock.steps + 1, clock.skipped)
-    return {"loss": total, "gradient_norm": float(_whole(norm)), "learning_rate": rate}
+    return {"loss": total, "gradient_norm": norm, "learning_rate": rate}
 
 
 def _refuse_spike(run: Run, loss: float, rate: float) -> None:
-    config, clock = run.config, run.clock
-    recent, above = run.recent, config.spike.above
+    config, recent, above = run.config, run.recent, run.config.spike.above
     mean = sum(recent) / len(recent) if len(recent) == config.spike.window else math.inf
     if not math.isfinite(loss) or (above is not None and loss > mean + above):
-        first = (clock.tokens + clock.skipped) // config.data.context
-        last = first + config.batch_tokens // config.data.context - 1
         usual = f", {loss - mean:.3g} over the mean of the last {len(recent)} steps" if math.isfinite(loss) else ""
-        raise SpikeError(
-            f"the loss of '{config.name}' is {loss:.4g}{usual} at {clock.tokens:,} tokens (learning rate {rate:g}, sequences {first} to "
-            f"{last} of seed {config.seed}); lower optimizer.learning_rate"
-            + ("" if config.spike.action == "roll back" else ", or let spike.action be 'roll back'")
-        )
+        raise _spike(run, f"the loss of '{config.name}' is {loss:.4g}{usual}", rate)
     recent.append(loss)
     if len(recent) > config.spike.window:
         recent.popleft()
+
+
+def _spike(run: Run, what: str, rate: float) -> SpikeError:
+    """What went wrong, and at which batch."""
+    config, clock = run.config, run.clock
+    first = (clock.tokens + clock.skipped) // config.data.context
+    last = first + config.batch_tokens // config.data.context - 1
+    return SpikeError(
+        f"{what} at {clock.tokens:,} tokens (learning rate {rate:g}, sequences {first} to {last} of seed {config.seed}); lower "
+        "optimizer.learning_rate" + ("" if config.spike.action == "roll back" else ", or let spike.action be 'roll back'")
+    )
 
 
 def _whole(norm: Tensor) -> Tensor:
@@ -159,20 +180,6 @@ def _speed(run: Run, seconds: float) -> dict[str, float]:
     peak = next((peak for part, peak in PEAKS.items() if part in name), None)
     known = {"mfu": speed * run.flops_per_token / (peak * world())} if peak else {}
     return {"tokens_per_second": speed, **known}
-
-
-def _batches(config: RunConfig, packed: Packed) -> Batches:
-    """The run's data; refuses a run that would read it more often than data.epochs allows."""
-    batches = Batches(packed.training, config.data.context, config.seed)
-    usable = batches.sequences_per_epoch * config.data.context
-    if usable < config.batch_tokens:
-        raise OutgrowError(f"the corpus has {usable:,} training tokens, too few for one batch of {config.batch_tokens:,}; give more text")
-    if config.tokens > config.data.epochs * usable:
-        raise OutgrowError(
-            f"'{config.name}' reads {config.tokens:,} tokens, and the corpus has {usable:,}; give more text, or allow "
-            f"repetition with data.epochs: {math.ceil(config.tokens / usable)}"
-        )
-    return batches
 
 
 @torch.no_grad()
@@ -189,15 +196,21 @@ def validation_loss(run: Run) -> float:
     return total / count
 
 
-def _validation_row(run: Run) -> Row:
+def _validation_row(run: Run, batches: Batches) -> Row:
+    """The held-out loss, and how often the text has been read: of a mixture, the part that was read most."""
     loss = validation_loss(run)
-    return _row(run, validation_loss=loss, bits_per_byte=loss / math.log(2) / run.packed.bytes_per_token)
+    if not math.isfinite(loss):
+        raise SpikeError(
+            f"the held-out loss of '{run.config.name}' is {loss:.4g} at {run.clock.tokens:,} tokens; lower optimizer.learning_rate"
+        )
+    epochs = max(batches.epochs(run.clock.tokens + run.clock.skipped))
+    return _row(run, validation_loss=loss, bits_per_byte=loss / math.log(2) / run.packed.bytes_per_token, epochs=round(epochs, 4))
 
 
-def _record_first(run: Run, observer: Observer) -> None:
+def _record_first(run: Run, observer: Observer, batches: Batches) -> None:
     """The held-out loss before the first step, and the checkpoint of untrained weights, if that is asked for."""
     if run.clock.tokens == run.first and not read_rows(run.directory):
-        _record(run, observer, _validation_row(run))
+        _record(run, observer, _validation_row(run, batches))
         if run.first in run.config.keep:
             _save(run)
 
@@ -251,7 +264,13 @@ def _due(run: Run, every: int) -> bool:
 
 
 def _save(run: Run) -> None:
-    """Begins a checkpoint, once the one before it is whole and those that nothing needs any more are gone."""
+    """Begins a checkpoint, once the one before it is whole and those that nothing needs any more are gone.
+
+    Weights that are no numbers are never kept: nothing could go on from them, nor back to what was there before.
+    """
+    broken = not all(bool(local(value).isfinite().all()) for value in run.parameters.values())
+    if mean_and_any(0.0, broken)[1]:
+        raise SpikeError(f"weights of '{run.config.name}' are no numbers at {run.clock.tokens:,} tokens; lower optimizer.learning_rate")
     place = checkpoint_at(run.directory, run.clock.tokens)
     run.writer.finish()
     _tidy(run)

@@ -19,6 +19,7 @@ from outgrow.models.build import initialised, loaded
 from outgrow.models.forward import forward_of
 from outgrow.spaces import Dense
 from outgrow.training.config import LearnConfig
+from outgrow.training.distributed import device
 
 
 def learn_maps(
@@ -36,16 +37,18 @@ def learn_maps(
     """
     if settings.batch_tokens % context:
         raise OutgrowError(f"learn.batch_tokens ({settings.batch_tokens}) is not a multiple of the context ({context})")
-    base = {name: value.detach() for name, value in loaded(source).named_parameters()}
+    base = {name: value.detach().to(device()) for name, value in loaded(source).named_parameters()}
     # The target's own module gives the forward pass its shape; its weights are never used.
-    forward = forward_of(initialised(plan.target_config, seed=0), torch.float32)
+    forward = forward_of(initialised(plan.target_config, seed=0).to(device()), torch.float32)
     stages = plan.stages
     place = next(i for i, stage in enumerate(stages) if _maps(stage))
-    maps = {name: torch.tensor(start, dtype=torch.float32, requires_grad=True) for name, start in _maps(stages[place]).items()}
+    maps = {
+        name: torch.tensor(start, dtype=torch.float32, device=device(), requires_grad=True) for name, start in _maps(stages[place]).items()
+    }
     optimizer = torch.optim.AdamW(maps.values(), lr=settings.learning_rate, weight_decay=0.0)
     batches = Batches(packed.training, context, seed)
     for step in range(settings.steps):
-        rows = torch.from_numpy(batches.at(begin + step * settings.batch_tokens, settings.batch_tokens // context))
+        rows = torch.from_numpy(batches.at(begin + step * settings.batch_tokens, settings.batch_tokens // context)).to(device())
         grown = Grown(_with_maps(stages, place, maps), lambda name, rows: base[name])
         seen = forward.over({name: grown.weight(name) for name in grown.tensors})
         loss = seen.loss(rows[:, :-1], rows[:, 1:])
@@ -54,7 +57,7 @@ def learn_maps(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    arrays = {name: value.detach().double().numpy() for name, value in maps.items()}
+    arrays = {name: value.detach().double().cpu().numpy() for name, value in maps.items()}
     return _with_maps(stages, place, arrays, flops=learning_flops(plan, settings, context))
 
 

@@ -30,8 +30,6 @@ class Optimizer:
         self.kinds: dict[str, str] = {}
         groups: dict[tuple[str, bool, float], list[Tensor]] = {}
         sizes, tuned_at = arch.sizes(config), settings.tuned_at or {}
-        if unknown := sorted(set(tuned_at) - set(sizes)):
-            raise OutgrowError(f"optimizer.tuned_at names the space '{unknown[0]}'; the model has {', '.join(sizes)}")
         for tensor in arch.tensors(config):
             if tensor.name not in self.parameters:
                 continue
@@ -73,7 +71,8 @@ class Optimizer:
             if any(name not in saved.get(moment, {}) for moment in MOMENTS[kind]):
                 raise OutgrowError(f"the saved optimizer state has nothing for '{name}' under {kind}; set start.optimizer to 'reset'")
             state: dict[str, Any] = {moment: saved[moment][name] for moment in MOMENTS[kind]}
-            self.torch[kind].state[value] = {"step": torch.tensor(float(steps)), **state} if kind == "adamw" else state
+            # Fused AdamW wants its step count where the parameters are.
+            self.torch[kind].state[value] = {"step": torch.tensor(float(steps), device=value.device), **state} if kind == "adamw" else state
 
 
 def _made(kind: str, groups: list[dict[str, Any]], settings: OptimizerConfig) -> torch.optim.Optimizer:

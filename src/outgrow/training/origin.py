@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,22 @@ def from_directory(directory: Path) -> Origin:
     return Origin(found.config, read, read_lineage(directory), lambda optimizer: restore_optimizer(directory, optimizer), directory)
 
 
+def already_grown(plan: GrowthPlan, source: Lineage) -> Origin:
+    """What a run was grown from, for one that has a checkpoint of its own since: its receipt, and no weights."""
+
+    def unread(*arguments: Any) -> Any:
+        raise AssertionError("a run that has a checkpoint goes on from that")
+
+    return Origin(plan.target_config, unread, _grown(plan, source), unread)
+
+
+def _grown(plan: GrowthPlan, source: Lineage) -> Lineage:
+    """The receipt of growth in memory."""
+    fresh = [tensor.name for tensor in plan.grown_arch.tensors(plan.target_config) if plan.is_fresh(tensor)]
+    trains = fresh if plan.trains_only_fresh else None
+    return replace(source, plan=plan.as_json(), trains=trains, copies=plan.copies or None)
+
+
 def can_grow_in_place(plan: GrowthPlan, policy: str) -> bool:
     """Is every tensor of the target made of the same part of one tensor of the source, so that each rank can grow its own shards?"""
     plain = all(not (stage.lifts or stage.depth_maps or stage.rewrites or stage.fill == "masked") for stage in plan.stages)
@@ -70,16 +86,7 @@ def grown_in_place(
         plan: one that `can_grow_in_place`.
     """
     weights = Grown(plan, lambda name, rows: local(parameters[name].detach()))
-    fresh = [tensor.name for tensor in plan.grown_arch.tensors(plan.target_config) if plan.is_fresh(tensor)]
-    lineage = Lineage(
-        clock.tokens,
-        clock.flops,
-        run=run,
-        plan=plan.as_json(),
-        trains=fresh if plan.trains_only_fresh else None,
-        skipped=clock.skipped or None,
-        copies=plan.copies or None,
-    )
+    lineage = _grown(plan, Lineage(clock.tokens, clock.flops, run=run, skipped=clock.skipped or None))
 
     def restore(target: Optimizer) -> int:
         saved: dict[str, dict[str, Any]] = {}

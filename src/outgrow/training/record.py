@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,19 @@ def read_rows(directory: Path) -> list[Row]:
 
 def forget_rows_after(path: Path, tokens: int) -> None:
     """Cuts the record back to a clock, so that a resumed run writes what an uninterrupted one would have."""
+    _keep_rows(path, lambda row: row["tokens"] <= tokens)
+
+
+def forget_rollbacks_from(path: Path, tokens: int) -> None:
+    """Forgets that the run went back to its clock: resumed there, it meets the same loss and goes back again."""
+    _keep_rows(path, lambda row: "rolled_back" not in row or row["tokens"] < tokens)
+
+
+def _keep_rows(path: Path, wanted: Callable[[Row], bool]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     whole = (line for line in lines if line.endswith("}"))  # a killed writer leaves half a line
-    kept = [line + "\n" for line in whole if json.loads(line)["tokens"] <= tokens]
+    kept = [line + "\n" for line in whole if wanted(json.loads(line))]
     temporary = path.with_suffix(".partial")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)

@@ -26,6 +26,7 @@ from outgrow.training.distributed import device, fill, product_dtype, shard, wai
 from outgrow.training.optim import Optimizer
 from outgrow.training.origin import Origin, from_directory, from_seed
 from outgrow.training.record import METRICS, forget_rows_after, latest_checkpoint, read_rows
+from outgrow.training.refusals import refuse
 from outgrow.training.rewarm import Rewarm, rewarm_of
 from outgrow.training.state import Clock, Writer, read_clock, restore_behind_masks, restore_optimizer
 
@@ -74,7 +75,6 @@ class Run:
 
 def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | Origin | None) -> Run:
     """The run where it was left, or at its beginning."""
-    _refuse_ranks(config)
     if not isinstance(start, Origin):
         start = from_directory(start) if start else from_seed(resolved(config.model or {}), config.seed)
     origin = start.lineage
@@ -82,14 +82,9 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
     latest = latest_checkpoint(directory)
     source = from_directory(latest) if latest else start
     model_config = dict(source.config)
+    refuse(config, model_config, first, packed)
     model = empty(model_config, on_meta=is_ours(model_config))
     arch = arch_for(model_config)
-    _refuse_names(model, arch.shapes(model_config))
-    vocab = arch.sizes(model_config)["vocab"]
-    if vocab < packed.vocab:
-        raise OutgrowError(
-            f"the model's vocabulary ({vocab:,}) is smaller than the tokenizer's ({packed.vocab:,}); give it so many entries"
-        )
     dtype = product_dtype(config.precision)
     decoder = forward_of(model, dtype, config.compile, config.recompute)
     if world() > 1:
@@ -115,11 +110,6 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
         restore_optimizer(latest, optimizer)
     elif config.start and config.start.optimizer != "reset":
         clock = replace(clock, steps=start.restore(optimizer))
-    if first >= config.tokens or first % config.batch_tokens:
-        raise OutgrowError(
-            f"'{config.name}' starts at {first:,} tokens; its end ({config.tokens:,}) must lie beyond, and its batch_tokens "
-            f"({config.batch_tokens:,}) must divide the start"
-        )
     if leads():
         forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
     wait()
@@ -128,26 +118,6 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
     losses = [row["loss"] for row in read_rows(directory) if "loss" in row]
     run.recent.extend(losses[-config.spike.window :])
     return run
-
-
-def _refuse_ranks(config: RunConfig) -> None:
-    """Says where a batch cannot be shared among the ranks."""
-    micro = (config.micro_batch_tokens or config.batch_tokens) // config.data.context
-    if micro % world():
-        raise OutgrowError(
-            f"{world()} ranks do not divide the {micro} sequences of a forward pass; change batch_tokens, micro_batch_tokens or the ranks"
-        )
-
-
-def _refuse_names(model: Any, shapes: Mapping[str, Any]) -> None:
-    """Says where transformers keeps a family's tensors otherwise than its files do."""
-    found = {name for name, _ in model.named_parameters()}
-    if found != set(shapes):
-        odd = sorted(found ^ set(shapes))[0]
-        raise OutgrowError(
-            f"transformers keeps '{odd}' of a '{model.config.model_type}' under another name, or stacked with others, and training does "
-            "not map that; grow the checkpoint here and train it elsewhere"
-        )
 
 
 def _materialised(model: Any, read: Any) -> dict[str, Tensor]:

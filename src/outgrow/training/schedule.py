@@ -22,7 +22,7 @@ def share_of_peak(schedule: ScheduleConfig, clock: int, batch: int, first: int, 
     """
     begin = first if schedule.begin is None else schedule.begin
     seen, length = clock - begin, (schedule.end or last) - begin
-    warm = min(1.0, (seen + batch) / schedule.warmup_tokens) if schedule.warmup_tokens else 1.0
+    warm = min(1.0, max(0.0, (seen + batch) / schedule.warmup_tokens)) if schedule.warmup_tokens else 1.0
     return warm * (schedule.final + (1 - schedule.final) * _fall(schedule, seen, length))
 
 

@@ -1,0 +1,88 @@
+"""What is wrong with a run, found before anything is built: every problem at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from outgrow.arch import Config, arch_for
+from outgrow.checkpoint.ranks import world
+from outgrow.data.packed import Batches, Packed
+from outgrow.errors import OutgrowError
+from outgrow.models.build import empty
+from outgrow.training.config import RunConfig
+
+_POSITIONS = ("max_position_embeddings", "n_positions")
+
+
+def refuse(config: RunConfig, model: Config, first: int, packed: Packed | None = None, ranks: int | None = None, skipped: int = 0) -> None:
+    """Raises an OutgrowError that tells all of a run's `problems`."""
+    if found := list(problems(config, model, first, packed, ranks or world(), skipped)):
+        raise OutgrowError("; ".join(f"'{config.name}': {problem}" for problem in found))
+
+
+def problems(config: RunConfig, model: Config, first: int, packed: Packed | None, ranks: int, skipped: int = 0) -> Iterator[str]:
+    """What keeps a run from being trained, a sentence each.
+
+    Args:
+        config: the run.
+        model: config.json of the model that it trains.
+        first: clock at which it begins.
+        packed: its text, where that is known already.
+        ranks: that share a batch.
+        skipped: tokens of text left out so far.
+    """
+    yield from _of_the_clock(config, first)
+    yield from _of_the_model(config, model)
+    micro = (config.micro_batch_tokens or config.batch_tokens) // config.data.context
+    if micro % ranks:
+        yield f"{ranks} ranks do not divide the {micro} sequences of a forward pass; change batch_tokens, micro_batch_tokens or the ranks"
+    if packed:
+        yield from _of_the_text(config, model, packed, skipped)
+
+
+def _of_the_clock(config: RunConfig, first: int) -> Iterator[str]:
+    if first >= config.tokens or first % config.batch_tokens:
+        yield (
+            f"it starts at {first:,} tokens; its end ({config.tokens:,}) must lie beyond, and its batch_tokens ({config.batch_tokens:,}) "
+            "must divide the start"
+        )
+    schedule = config.schedule
+    begin, end = first if schedule.begin is None else schedule.begin, schedule.end or config.tokens
+    if begin > first:
+        yield f"schedule.begin ({begin:,}) lies behind the run's first token ({first:,}); it says where the schedule began, so lower it"
+    if schedule.decay_tokens and schedule.warmup_tokens + schedule.decay_tokens > end - begin:
+        yield (
+            f"schedule.warmup_tokens ({schedule.warmup_tokens:,}) and schedule.decay_tokens ({schedule.decay_tokens:,}) are more than the "
+            f"{end - begin:,} tokens of the schedule; lower them"
+        )
+
+
+def _of_the_model(config: RunConfig, model: Config) -> Iterator[str]:
+    arch = arch_for(model)
+    sizes = arch.sizes(model)
+    if unknown := sorted(set(config.optimizer.tuned_at or {}) - set(sizes)):
+        yield f"optimizer.tuned_at names the space '{unknown[0]}'; the model has {', '.join(sizes)}"
+    positions = next((model[key] for key in _POSITIONS if isinstance(model.get(key), int)), math.inf)
+    if config.data.context > positions:
+        yield f"data.context ({config.data.context:,}) is more than the {positions:,} positions that the model has; lower it"
+    built = {name for name, _ in empty(model).named_parameters()}
+    if odd := sorted(built ^ set(arch.shapes(model))):
+        yield (
+            f"transformers keeps '{odd[0]}' of a '{model.get('model_type')}' under another name, or stacked with others, and training does "
+            "not map that; grow the checkpoint here and train it elsewhere"
+        )
+
+
+def _of_the_text(config: RunConfig, model: Config, packed: Packed, skipped: int) -> Iterator[str]:
+    vocab = arch_for(model).sizes(model)["vocab"]
+    if vocab < packed.vocab:
+        yield f"the model's vocabulary ({vocab:,}) is smaller than the tokenizer's ({packed.vocab:,}); give it so many entries"
+    usable = Batches(packed.training, config.data.context, config.seed).sequences_per_epoch * config.data.context
+    if usable < config.batch_tokens:
+        yield f"the corpus has {usable:,} training tokens, too few for one batch of {config.batch_tokens:,}; give more text"
+    elif config.tokens + skipped > config.data.epochs * usable:
+        yield (
+            f"it reads {config.tokens + skipped:,} tokens, and the corpus has {usable:,}; give more text, or allow repetition with "
+            f"data.epochs: {math.ceil((config.tokens + skipped) / usable)}"
+        )
