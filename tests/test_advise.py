@@ -13,15 +13,18 @@ from outgrow.errors import OutgrowError
 from outgrow.lab.advise import advise, quantity
 from outgrow.lab.recipe import read_runs
 from outgrow.lab.runs import model_of
-from outgrow.lab.table import pilot_mixing, pilots, read_entries
+from outgrow.lab.table import Ended, pilot_mixing, pilots, read_ended, rows
+from outgrow.lab.tiny import TINY
 from outgrow.scaling.shapes import PAPER_SHAPES, growth_factors, target_config, with_layers
 from outgrow.scaling.strategies import budget_of, expected_from_paper, learning_rate, strategies
+from outgrow.training.config import RunConfig
 
 from .conftest import ODD
 from .test_cli import outgrow
 from .test_extensions import run as cli  # noqa: F401
 
 NANO = Path(__file__).parents[1] / "studies" / "results" / "nano"
+RECORDS = NANO.with_suffix(".jsonl")
 
 
 @pytest.mark.parametrize("size", PAPER_SHAPES)
@@ -83,8 +86,15 @@ def test_evidence_says_how_far_outside_one_is():
     budget = budget_of(target_config(70e9), 2e12, 2048, 70e9)
     paper = strategies(budget)[1].evidence[0]
     assert paper.distance(70e9, 2e12) == ["you have 10.0 times the most parameters it has seen (7e+09)"]
-    assert paper.distance(1e9, 40e9) == []
-    assert "1/4.1 of the least parameters" in paper.distance(1e8, 1e10)[0]
+    assert paper.distance(1.1e9, 100e9) == paper.distance(7e9, 300e9) == paper.distance(3e9, 200e9) == []
+    assert "1/4.1 of the least parameters" in paper.distance(1e8, 1e11)[0]
+    # Of 410M the paper has 400B and 700B tokens: that other sizes have seen fewer a parameter says nothing of it.
+    assert paper.distance(0.41e9, 10e9) == ["you have 1/40.0 of the least tokens per parameter it has seen at such sizes (976)"]
+    assert any("learning rates are the paper's of" in warning for warning in strategies(budget)[1].warnings)
+    assert any("the base has 1.81e+10 parameters" in warning for warning in strategies(budget)[1].warnings)
+    late, gradual = strategies(budget)[2:]
+    assert "how many tokens per parameter it covers is not known" in late.evidence[0].distance(1e9, 1e10)
+    assert gradual.evidence[0].distance(1e9, 1e10) == ["what sizes it covers is not known"]
 
 
 def test_a_target_that_no_base_divides_is_refused():
@@ -146,6 +156,78 @@ def test_recipes_are_what_the_engine_takes(tmp_path, cli):  # noqa: F811
     assert "exists already and differs" in err
 
 
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_every_family_that_trains_is_planned_with_recipes_that_train(family, tmp_path, cli):  # noqa: F811
+    config = tmp_path / "config.json"
+    depth = "n_layer" if family == "gpt2" else "num_hidden_layers"
+    config.write_text(json.dumps({**TINY[family], depth: 8, "pad_token_id": None}))
+    status, out, err = cli("advise", "--target", config, "--tokens", "1M", "--output", tmp_path / "has space", "--json")
+    if family in ("qwen3_moe", "mixtral", "gpt_neox"):
+        assert status == 1
+        assert "cannot be trained: transformers keeps" in err
+        return
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["context"] <= 2048
+    for strategy in found["strategies"]:
+        assert f"outgrow train '{strategy['recipe_file']}'" in strategy["commands"]
+        assert strategy["commands"][0].startswith("outgrow data prepare TEXTS")
+        assert cli("train", strategy["recipe_file"], "--dry-run")[0] == 0
+
+
+def test_memory_is_held_against_the_machine_and_late_expansion_is_not_called_equal_loss(cli):  # noqa: F811
+    status, out, _ = cli("advise", "--params", "70B", "--tokens", "2T", "--hardware", "h200:8", "--json")
+    assert status == 0
+    found = {one["name"]: one for one in json.loads(out)["strategies"]}
+    assert not found["scratch"]["fits_in_memory"]
+    assert any("a H200 has at most 141 GB" in warning for warning in found["scratch"]["warnings"])
+    assert found["late"]["equal_loss_flops"] is None
+    assert found["g-stack"]["equal_loss_flops"] > 0
+    out = cli("advise", "--params", "70B", "--tokens", "2T", "--hardware", "h200:8")[1]
+    assert "* at equal tokens, and not at equal loss" in out
+    assert "6ND: 8.4e+23 FLOPs" in out
+    assert "11 layers (18.1B parameters)" in out
+    assert cli("advise", "--params", "1B", "--tokens", "20B", "--hardware", "h100:12", "--batch", "1572864")[0] == 0
+
+
+def test_a_pilot_of_a_study_has_as_many_seeds_as_were_trained():
+    """Sweeps of the learning rate and other arms are no seeds."""
+    found = [one for one in pilots(RECORDS) if one.operator == "stack(factor=4)" and one.annealed]
+    assert max(len(one.speed_ups) for one in found) == 3
+    plain = next(one for one in found if one.params > 300_000 and one.growth_share == pytest.approx(0.25, abs=0.01))
+    assert sorted(plain.speed_ups) == pytest.approx([0.116, 0.203, 0.208], abs=1e-3)  # as the study's own report has them
+    advice = advise("1M", "20M", vocab=1024, context=256, pilot=RECORDS, factor=2)
+    assert advice.pilot.growth_factor == pytest.approx(2, abs=0.01)
+    assert len(advice.pilot.speed_ups) == 3
+    (own, *_) = advice.plans[1].strategy.evidence
+    assert own.source == "your pilot"
+    assert any("times the most parameters" in one for one in own.distance(1e6, 20e6))
+
+
+def test_records_are_rows_with_what_was_tuned():
+    found = [row for _, row in rows(RECORDS)]
+    assert {"true", "false"} == {row["tuned"] for row in found}
+    ends = [row for row in found if row["name"].startswith("scratch-rate") and row["annealed"] == row["tuned"] == "true"]
+    assert {row["learning_rate"] for row in ends} == {0.012}
+    assert {row["seed"] for row in ends} == {0, 1, 2}
+    grown = [row for row in found if row["operator"] == "stack(factor=4)" and row["annealed"] == "true"]
+    assert all(row["growth_factor"] == pytest.approx(4, abs=0.02) for row in grown)
+
+
+def test_a_base_that_is_cut_off_at_full_rate_is_not_annealed(tmp_path):
+    content = {"kind": "cosine", "end": 10_000_000, "warmup_tokens": 0, "final": 0.1}
+    run = {
+        "model": {**ODD, "vocab_size": 300},
+        "tokens": 409_600,
+        "batch_tokens": 4096,
+        "optimizer": {"learning_rate": 0.01},
+        "schedule": content,
+    }
+    for tokens, annealed in ((409_600, False), (10_000_000 // 4096 * 4096, True)):
+        one = Ended("x", RunConfig.model_validate({**run, "tokens": tokens}), ((tokens, 1.0, 1.0),))
+        assert one.annealed == annealed
+
+
 def test_a_pilot_stands_in_for_the_paper():
     found = pilots(NANO)
     annealed = [one for one in found if one.annealed]
@@ -164,13 +246,13 @@ def test_a_pilot_stands_in_for_the_paper():
 
 
 def test_runs_are_rows():
-    entries = read_entries(NANO)
+    entries = read_ended(NANO)
     assert {entry.operator for entry in entries} == {"", "stack"}
     assert sum(entry.annealed for entry in entries) == 30
     with pytest.raises(OutgrowError, match="holds no finished run"):
-        read_entries(NANO.parent)
+        read_ended(NANO.parent)
     with pytest.raises(OutgrowError, match="there is no directory"):
-        read_entries(NANO / "nowhere")
+        read_ended(NANO / "nowhere")
 
 
 def test_fit_of_runs_and_tables(tmp_path):
@@ -222,7 +304,11 @@ def test_fit_of_runs_and_tables(tmp_path):
         (["advise", "--params", "7B", "--tokens", "300B", "--hardware", "h200:7"], "does not divide over 7 accelerators"),
         (["advise", "--params", "7B", "--tokens", "300B", "--mfu", "45"], "--mfu takes a share"),
         (["advise", "--params", "7B", "--tokens", "300B", "--factor", "5"], "cannot be grown x5 to 32 layers"),
-        (["advise", "--params", "7B", "--tokens", "300B", "--pilot", "nowhere"], "there is no directory 'nowhere'"),
+        (
+            ["advise", "--params", "7B", "--tokens", "300B", "--pilot", "nowhere"],
+            "there is no directory of runs and no file of records 'nowhere'",
+        ),
+        (["advise", "--target", RECORDS.parents[1] / "timing.yaml", "--tokens", "1B"], "is not valid JSON"),
     ],
 )
 def test_bad_input_is_one_sentence(cli, arguments, message):  # noqa: F811

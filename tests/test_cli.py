@@ -181,6 +181,7 @@ def test_the_readmes_commands_run(corpus, recipe, tmp_path):
     write(tmp_path / "run.yaml", TINY_RUN, corpus=corpus, tokens=640)
     base = outgrow("train", "run.yaml", cwd=tmp_path).stdout.strip().split("; ")[1]
     os.symlink(tmp_path / base, tmp_path / "base")
+    os.symlink(ROOT / "studies", tmp_path / "studies")
     for command in commands:
         if command[0] != "outgrow":
             assert command[0] == "make", command

@@ -460,6 +460,9 @@ def test_equal_accuracy_is_read_at_the_highest_that_both_reach():
     assert found.grown_flops == pytest.approx(2e12)
     assert found.scratch_flops == pytest.approx(2e12 * 2**0.5)
     assert equal_accuracy([(1e12, 0.5)], [(1e12, 0.4), (2e12, 0.45)]) is None
+    # Both at chance from the beginning: nothing was reached, and nobody was faster.
+    assert equal_accuracy([(1e12, 1 / 3), (2e12, 1 / 3)], [(5e11, 1 / 3), (2e12, 1 / 3)]) is None
+    assert equal_accuracy([(1e12, 0.3), (2e12, 0.4)], [(5e11, 0.4), (2e12, 0.38)]) is None
 
 
 # --- the command line -----------------------------------------------------------------------------------------------

@@ -120,9 +120,8 @@ def test_a_recipe_on_ranks_grows_in_depth_and_width_and_is_resumed_after_growth(
     assert not (place(runs[1], tmp_path / "two") / "start").exists()  # resuming needs no grown copy of the base
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_the_residual_stream_stays_in_fp32_between_sharded_blocks(family):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(SCRIPT.with_name("block_dtypes.py")), family]
+def test_the_residual_stream_stays_in_fp32_between_sharded_blocks():
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(SCRIPT.with_name("block_dtypes.py"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "torch.float32\n"

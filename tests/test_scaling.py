@@ -226,3 +226,28 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
     for name, message in (("a.txt", "neither CSV .* nor JSON lines"), ("b.jsonl", "must be an object"), ("c.csv", "is not text")):
         with pytest.raises(OutgrowError, match=message):
             read_table(tmp_path / name)
+
+
+def test_points_that_follow_no_law_are_refused():
+    """Loss that rises with size and tokens, random loss, and tokens in one proportion to parameters."""
+    rng = np.random.default_rng(0)
+    params, tokens = (10 ** rng.uniform(6, 9, 40) for _ in range(2))
+    falls = 1.69 + 406.4 / params**0.34 + 410.7 / tokens**0.28
+    for loss in (20 - falls, rng.uniform(2, 4, 40)):
+        with pytest.raises(OutgrowError, match="the points do not follow 'chinchilla'"):
+            fit(LAWS["chinchilla"], {"params": params, "tokens": tokens, "loss": loss})
+    with pytest.raises(OutgrowError, match="cannot be told apart: vary its inputs"):
+        fit(
+            LAWS["chinchilla"],
+            {"params": params, "tokens": 20 * params, "loss": 1.69 + 406.4 / params**0.34 + 410.7 / (20 * params) ** 0.28},
+        )
+
+
+def test_cells_that_are_no_numbers_are_named(tmp_path):
+    for text, says in (("params,tokens,loss\n1e6,,3\n", "'tokens' is empty"), ("params,tokens,loss\n1e6,x,3\n", "'x', which is no number")):
+        (tmp_path / "t.csv").write_text(text)
+        with pytest.raises(OutgrowError, match=f"t.csv:2: .*{says}"):
+            points_of(read_table(tmp_path / "t.csv"), ("params", "tokens", "loss"))
+    (tmp_path / "t.jsonl").write_text('{"params": ' + "9" * 400 + ', "tokens": 1, "loss": 1}\n')
+    with pytest.raises(OutgrowError, match="which is no number"):
+        points_of(read_table(tmp_path / "t.jsonl"), ("params",))

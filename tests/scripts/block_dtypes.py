@@ -1,7 +1,5 @@
 """What FSDP hands from block to block when parameters are gathered in bf16, as on CUDA: prints the types that the residual stream has."""
 
-import sys
-
 import torch
 
 from outgrow.checkpoint.ranks import join_ranks, leads
@@ -12,7 +10,7 @@ from outgrow.training.distributed import shard
 
 torch.set_num_threads(1)
 join_ranks()
-model = initialised(resolved({**TINY[sys.argv[1]], "tie_word_embeddings": False}), 0)
+model = initialised(resolved({**TINY["llama"], "tie_word_embeddings": False}), 0)
 forward = forward_of(model, torch.bfloat16)
 shard(model, blocks_of(model), torch.bfloat16)
 forward = forward.through(model)

@@ -31,7 +31,8 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(status)
     except typer.TyperException as error:  # a mistake in the arguments
-        _fail(f"{error}; see 'outgrow --help'", 2)
+        said = error.format_message().rstrip(".") if hasattr(error, "format_message") else str(error)  # with the option's name
+        _fail(f"{said}; see 'outgrow --help'", 2)
     except Interrupted as stop:
         _fail(str(stop), INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):

@@ -123,20 +123,24 @@ def advise(
     target: Annotated[Path | None, typer.Option(help="The target's config.json, in place of --params.")] = None,
     hardware: Annotated[str | None, typer.Option(help="Accelerators, such as h200:64; FLOPs alone if not given.")] = None,
     mfu: Annotated[float, typer.Option(help="The share of their peak that training reaches.")] = 0.4,
-    pilot: Annotated[Path | None, typer.Option(help="A directory of your own runs, whose speed-up stands in for the paper's.")] = None,
+    pilot: Annotated[
+        Path | None, typer.Option(help="A directory of your own runs, or a study's records, in place of the paper's table.")
+    ] = None,
     factor: Factor = None,
     vocab: Annotated[int, typer.Option(min=257, help="Vocabulary, with --params.")] = 32_000,
-    context: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 2048,
+    context: Annotated[int | None, typer.Option(min=2, help="Tokens of a sequence; 2,048, or what the target takes, if not given.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Tokens of a step, such as 512K; the paper's 2,097,152, fewer in short runs.")] = None,
     data: Annotated[str, typer.Option(help="The directory of prepared text that the recipes read.")] = "prepared-text",
     output: Annotated[Path | None, typer.Option(help="A directory for the recipes, one a strategy.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Plan a target: scratch, G_stack, late expansion and gradual stacking side by side, with costs, evidence and recipes."""
+    from outgrow.lab import advice
     from outgrow.lab import advise as planner
 
     if not tokens:
         raise OutgrowError("say how many tokens may be read, with --tokens 300B")
-    found = planner.advise(params, tokens, target, hardware, mfu, pilot, factor, vocab, context, data)
+    found = planner.advise(params, tokens, target, hardware, mfu, pilot, factor, vocab, context, data, batch)
     if output:
         planner.write_recipes(found, output)
-    print(json.dumps(planner.as_json(found), indent=2) if as_json else "\n".join(planner.advice_lines(found, output)))
+    print(json.dumps(advice.as_json(found, output), indent=2) if as_json else "\n".join(advice.advice_lines(found, output)))

@@ -26,6 +26,7 @@ from outgrow.evaluation.local_tasks import data_files, data_hash
 from outgrow.evaluation.model import Opened
 from outgrow.evaluation.suite import FILE_ENDINGS, Suite, TaskChoice, read_task_file
 
+CONVERTED = "refs/convert/parquet"  # the hub's own conversion of a data set, a branch of it
 SHOTS_SEED = 1234  # of the examples shown, the harness's own
 RESAMPLES = 1000  # of the bootstrap, for the few metrics whose standard error has no formula
 _RATIOS = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # of sums over documents: (log-likelihood, words or bytes)
@@ -170,9 +171,11 @@ def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool)
             )
         spec = _with_data(file) if "!function" not in file.read_text(encoding="utf-8") else str(file)
     try:
-        loaded = manager.load([spec])
+        loaded = _loaded(manager, spec)
     except KeyError as error:
-        if choice.task in manager.all_tasks or file:
+        if file:
+            raise OutgrowError(f"the task file '{file}' cannot be loaded: its data has no {error}") from None
+        if choice.task in manager.all_tasks:
             raise OutgrowError(f"the task '{choice.name}' cannot be loaded: {error}") from None
         near = difflib.get_close_matches(choice.task, manager.all_tasks, n=1)
         raise OutgrowError(
@@ -180,11 +183,33 @@ def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool)
             + (f"; did you mean '{near[0]}'?" if near else "; 'lm_eval ls tasks' prints all that there are")
         ) from None
     except Exception as error:  # the hub's, the network's and the data set's own classes
+        if file:
+            why = "its data is empty" if isinstance(error, StopIteration) else _reason(error.__cause__ or error)
+            raise OutgrowError(f"the task file '{file}' cannot be loaded: {why}") from None
         raise _no_data(manager, choice, error) from None
     groups, tasks = loaded["groups"], loaded["tasks"]
     if not groups and len(tasks) > 1:
         raise OutgrowError(f"'{choice.task}' is a tag of {len(tasks)} tasks ({', '.join(tasks)}); name those that are meant")
     return Loaded(choice, next(iter(groups or tasks)), loaded, data_hash(file) if file else None)
+
+
+def _loaded(manager: Any, spec: Any) -> Any:
+    """What the harness loads. A data set that is a script, which `datasets` runs no more, is read as the hub has converted it."""
+    try:
+        return manager.load([spec])
+    except RuntimeError as error:
+        entry = manager.task_index.get(spec) if isinstance(spec, str) else None
+        if entry is None or "scripts are no longer supported" not in str(error):
+            raise
+    converted: dict[str, Any] = {"dataset_kwargs": {"revision": CONVERTED}}
+    try:
+        return manager.load([{"task": spec, **converted}])
+    except ValueError:  # the conversion calls the only part of a data set 'default'
+        return manager.load([{"task": spec, "dataset_name": "default", **converted}])
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _with_data(file: Path) -> dict[str, Any]:
@@ -219,7 +244,7 @@ def _no_data(manager: Any, choice: TaskChoice, error: Exception) -> OutgrowError
     entry = manager.task_index.get(choice.task)
     name = (entry.cfg or {}).get("dataset_path") if entry else None
     name = name or (said[1] if said else None)
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    reason = _reason(error)
     if not name:
         return OutgrowError(f"the task '{choice.name}' cannot be loaded: {reason}")
     return OutgrowError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE
 from outgrow.config import hash_of
@@ -72,8 +73,12 @@ def open_model(
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype=chosen, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise OutgrowError(f"transformers cannot open '{directory}': {_first(error)}") from None
+    if odd := next((name for name, value in model.named_parameters() if not bool(value.isfinite().all())), None):
+        raise OutgrowError(
+            f"'{odd}' of '{directory}' holds what is no number, so nothing can be measured; give a checkpoint from before that"
+        )
     entries = model.get_input_embeddings().weight.shape[0]
     if len(words) > entries:
         raise OutgrowError(

@@ -75,7 +75,8 @@ def read_suite(text: str) -> Suite:
     place = Path(text)
     if place.is_dir():
         place = place / "suite.yaml"
-    if text.endswith(FILE_ENDINGS) or place.name == "suite.yaml":
+    alone = place.is_file() or "," not in text
+    if (text.endswith(FILE_ENDINGS) and alone) or place.name == "suite.yaml":
         content = read_task_file(place)
         if not isinstance(content.get("task"), str) and "group" not in content:
             return _beside(parse(Suite, content, where=f"'{place}'"), place.parent)
@@ -103,6 +104,8 @@ def read_task_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise OutgrowError(f"there is no file '{path}'") from None
+    except UnicodeDecodeError:
+        raise OutgrowError(f"'{path}' is not text; tasks and suites are YAML files") from None
     try:
         content = yaml.load(text, Loader=_Plain)
     except yaml.YAMLError as error:

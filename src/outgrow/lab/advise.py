@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from outgrow.arch import arch_for
 from outgrow.config import parse, suggestion
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.lab.budget import need_of
 from outgrow.lab.recipe import Recipe
+from outgrow.lab.runs import first_token, model_of
 from outgrow.lab.table import Pilot, pilot_mixing, pilots
 from outgrow.scaling.shapes import target_config, with_layers
-from outgrow.scaling.strategies import Budget, Expected, Strategy, budget_of, strategies
+from outgrow.scaling.strategies import Budget, Evidence, Expected, Strategy, advised_factor, budget_of, growth_share, strategies
 from outgrow.training.loop import PEAKS
+from outgrow.training.refusals import problems
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 MOST_MICRO_TOKENS = 8192  # per rank and forward pass
+CONTEXT = 2048  # tokens of a sequence that are planned with
+MEMORY = {"H200": 141e9, "H100": 80e9, "A100": 80e9, "B200": 192e9}  # bytes of each kind's largest
 TOKEN_BYTES = 2  # on disk, of vocabularies up to 65,536; 4 above
 
 
@@ -74,9 +77,13 @@ class Advice:
         return self.plans[0].flops
 
     def equal_loss_flops(self, plan: Plan) -> float | None:
-        """FLOPs to scratch's loss, if the expected speed-up comes true."""
+        """FLOPs to scratch's loss, if the expected speed-up comes true; None where it is not one at equal loss."""
         expected = plan.strategy.expected
-        return self.scratch_flops / (1 + expected.speed_up) if expected else None
+        return self.scratch_flops / (1 + expected.speed_up) if expected and expected.at_equal_loss else None
+
+    def fits(self, plan: Plan) -> bool:
+        """Does a rank's memory hold a plan, as far as that is known?"""
+        return not self.hardware or plan.rank_bytes <= MEMORY[self.hardware.kind]
 
 
 def advise(
@@ -88,8 +95,9 @@ def advise(
     pilot: Path | None = None,
     factor: int | None = None,
     vocab: int = 32_000,
-    context: int = 2048,
+    context: int | None = None,
     data: str = "prepared-text",
+    batch: str | None = None,
 ) -> Advice:
     """Plans a target model.
 
@@ -99,18 +107,26 @@ def advise(
         tokens: that may be read, such as `300B`.
         hardware: `h200:64`; without it costs are FLOPs alone.
         mfu: share of the peak that training reaches.
-        pilot: a directory of runs; its speed-up stands in for the paper's.
+        pilot: a directory of runs, or a study's records; their speed-up stands in for the paper's.
         factor: g; 4 where that divides.
-        vocab, context: of a target given by its size.
+        vocab: of a target given by its size.
+        context: tokens of a sequence; 2,048, or what the target takes at once if that is less.
         data: the directory of prepared text that the recipes read.
+        batch: tokens of a step, such as `512K`.
     """
     if (params is None) == (target is None):
         raise OutgrowError("say what to train with --params 7B, or with --target CONFIG.JSON; one of the two")
     wanted = quantity(params, "--params") if params else None
-    config = dict(read_json(target)) if target else target_config(wanted or 0, vocab, context)
+    given = read_json(target) if target else None
+    if target and not isinstance(given, dict):
+        raise OutgrowError(f"'{target}' must hold a JSON object, a model's config.json")
+    most = (given or {}).get("max_position_embeddings") or (given or {}).get("n_positions")
+    context = context or min(CONTEXT, most if isinstance(most, int) else CONTEXT)
+    config = dict(given) if given else target_config(wanted or 0, vocab, context)
     machine = _hardware(hardware, mfu)
-    budget = budget_of(config, quantity(tokens, "--tokens"), context, wanted)
-    measured = _best(pilot) if pilot else None
+    budget = budget_of(config, quantity(tokens, "--tokens"), context, wanted, round(quantity(batch, "--batch")) if batch else None)
+    chosen = factor or advised_factor(budget)
+    measured = _best(pilot, chosen, growth_share(budget)) if pilot else None
     mixing = pilot_mixing(pilot) if pilot else None
     found = strategies(budget, factor, _as_expected(measured) if measured else None, mixing)
     ranks = machine.count if machine else 1
@@ -131,9 +147,9 @@ def write_recipes(advice: Advice, directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     for plan in advice.plans:
-        path = directory / f"{plan.recipe.name}.yaml"
+        path = recipe_file(plan, directory)
         title = f"# {plan.strategy.name}: {plan.strategy.summary}. Planned by outgrow advise.\n"
-        text = title + yaml.safe_dump(_settings(plan), sort_keys=False)
+        text = title + yaml.safe_dump(settings_of(plan), sort_keys=False)
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise OutgrowError(f"'{path}' exists already and differs; give another --output, or remove it")
         path.write_text(text, encoding="utf-8")
@@ -141,61 +157,12 @@ def write_recipes(advice: Advice, directory: Path) -> list[Path]:
     return written
 
 
-def advice_lines(advice: Advice, directory: Path | None) -> Iterator[str]:
-    """The advice, as text: the target, the strategies side by side, and each with its evidence and commands."""
-    budget, machine = advice.budget, advice.hardware
-    sizes = arch_for(budget.config).sizes(budget.config)
-    heads = sizes["kv"] * sizes.get("group", 1)
-    asked = f" (asked for {_short(advice.asked_params)}, which laws and tables are read with)" if advice.asked_params else ""
-    shape = f"{budget.layers} layers, hidden {sizes['hidden']:,}, ffn {sizes.get('ffn', 0):,}, {heads} heads, {sizes['kv']} kv heads"
-    yield f"target: {shape}: {_short(budget.params)} parameters{asked}"
-    batch = f"batch {budget.batch_tokens:,}, context {budget.context:,}"
-    yield f"budget: {_short(budget.tokens)} tokens, {budget.tokens / budget.size:.1f} a parameter; {batch}"
-    if machine:
-        peak = f"{PEAKS[machine.kind] / 1e12:,.0f} TFLOP/s"
-        yield f"machine: {machine.count} x {machine.kind} at {machine.mfu:.0%} of {peak} (the MFU is given, not measured)"
-    yield ""
-    yield from _table(advice)
-    for plan in advice.plans:
-        yield ""
-        yield from _details(advice, plan, directory)
-
-
-def as_json(advice: Advice) -> dict[str, Any]:
-    """The advice, for machines."""
-    budget, machine = advice.budget, advice.hardware
-    return {
-        "target": {"config": dict(budget.config), "params": budget.params, "asked_params": advice.asked_params},
-        "tokens": budget.tokens,
-        "batch_tokens": budget.batch_tokens,
-        "hardware": asdict(machine) if machine else None,
-        "pilot": asdict(advice.pilot) | {"between": advice.pilot.between} if advice.pilot else None,
-        "strategies": [_plan_json(advice, plan) for plan in advice.plans],
-    }
-
-
-def _plan_json(advice: Advice, plan: Plan) -> dict[str, Any]:
-    strategy, machine = plan.strategy, advice.hardware
-    return {
-        "name": strategy.name,
-        "summary": strategy.summary,
-        "growth_tokens": strategy.growth_tokens,
-        "phases": [{**asdict(phase), "flops": flops} for phase, flops in zip(strategy.phases, strategy.flops, strict=True)],
-        "flops": plan.flops,
-        "equal_loss_flops": advice.equal_loss_flops(plan),
-        "accelerator_hours": machine.hours(plan.flops) if machine else None,
-        "expected": asdict(strategy.expected) | {"saving": strategy.expected.saving} if strategy.expected else None,
-        "rank_bytes": plan.rank_bytes,
-        "disk_bytes": plan.disk_bytes,
-        "evidence": [asdict(one) | {"outside": one.distance(advice.budget.size, advice.budget.tokens)} for one in strategy.evidence],
-        "warnings": list(strategy.warnings),
-        "recipe": _settings(plan),
-    }
-
-
 def _plan(strategy: Strategy, budget: Budget, ranks: int, data: str) -> Plan:
     recipe = _recipe(strategy, budget, ranks, data)
     trunk = recipe.trunk()
+    wrong = [one for run in trunk for one in problems(run, model_of(run), first_token(run), None, ranks)]
+    if wrong:
+        raise OutgrowError(f"the recipe of '{strategy.name}' cannot be trained: {wrong[0]}")
     needs = [need_of(run, ranks) for run in trunk]
     kept = sum(need.checkpoint_bytes for need in needs) + (recipe.keep_last + 1) * needs[-1].checkpoint_bytes
     token = TOKEN_BYTES if budget.config["vocab_size"] <= 65_536 else 2 * TOKEN_BYTES
@@ -211,7 +178,7 @@ def _recipe(strategy: Strategy, budget: Budget, ranks: int, data: str) -> Recipe
         if phase.learning_rate != target_rate:
             stage["learning_rate"] = phase.learning_rate
     settings = {
-        "name": f"{_short(budget.size).lower()}-{strategy.name}",
+        "name": f"{short(budget.size).lower()}-{strategy.name}",
         "model": with_layers(budget.config, first.layers),
         "data": {"sources": [{"path": data}], "context": budget.context, "validation_tokens": 512 * budget.context},
         "stages": stages,
@@ -238,69 +205,14 @@ def _micro_batch(budget: Budget, ranks: int) -> int:
     return (max(fitting) if fitting else 1) * ranks * budget.context
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def settings_of(plan: Plan) -> dict[str, Any]:
     """A recipe as its file has it: what was set, in the order of its fields."""
     return plan.recipe.model_dump(mode="json", exclude_unset=True)
 
 
-def _table(advice: Advice) -> Iterator[str]:
-    """Strategies side by side."""
-    machine = advice.hardware
-    header = ["strategy", "layers", "grown at", "FLOPs, same tokens", "expected speed-up", "saving", "FLOPs, same loss"]
-    rows = [[*header, *([f"{machine.kind} hours", "days", "hours, same loss"] if machine else []), "memory a rank", "disk"]]
-    for plan in advice.plans:
-        strategy, same = plan.strategy, advice.equal_loss_flops(plan)
-        expected = strategy.expected
-        row = [
-            strategy.name,
-            " > ".join(str(phase.layers) for phase in strategy.phases),
-            _short(strategy.growth_tokens) if strategy.growth_tokens else "-",
-            f"{plan.flops:.3g}",
-            _percent(expected),
-            f"{expected.saving:.0%}" if expected else "-",
-            f"{same:.3g}" if same else "-",
-        ]
-        if machine:
-            hours = machine.hours(plan.flops)
-            row += [f"{hours:,.0f}", f"{hours / machine.count / 24:,.1f}", f"{machine.hours(same):,.0f}" if same else "-"]
-        rows.append([*row, f"{plan.rank_bytes / 1e9:,.1f} GB", f"{plan.disk_bytes / 1e9:,.0f} GB"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _details(advice: Advice, plan: Plan, directory: Path | None) -> Iterator[str]:
-    strategy, machine = plan.strategy, advice.hardware
-    yield f"{strategy.name}: {strategy.summary}"
-    for number, (phase, flops) in enumerate(zip(strategy.phases, strategy.flops, strict=True), 1):
-        grown = f"{phase.grow} for 0 FLOPs, then " if phase.grow else ""
-        hours = f", {machine.hours(flops):,.0f} hours" if machine else ""
-        yield f"  {number}. {grown}{phase.layers} layers for {phase.tokens:,} tokens at {phase.learning_rate:g}: {flops:.3e} FLOPs{hours}"
-    schedule = strategy.schedule
-    decays = f"decayed over the last {schedule.get('decay_tokens', 0):,} tokens"
-    ends = f"down to {schedule['final']:.0%}" if schedule["kind"] == "cosine" else decays
-    yield f"  {strategy.optimizer}, {schedule['kind']}, warm-up {schedule['warmup_tokens']:,} tokens, {ends}"
-    if strategy.expected:
-        yield f"  expected: {_percent(strategy.expected)} by {strategy.expected.source}; {strategy.expected.kind}"
-    for one in strategy.evidence:
-        outside = one.distance(advice.budget.size, advice.budget.tokens)
-        yield f"  evidence: {one.source}: {one.says}; {'; '.join(outside) if outside else 'you are inside its range'}"
-    for warning in strategy.warnings:
-        yield f"  but: {warning}"
-    if directory:
-        yield from (f"  $ {command}" for command in _commands(plan, directory, machine))
-
-
-def _commands(plan: Plan, directory: Path, machine: Hardware | None) -> Iterator[str]:
-    path = directory / f"{plan.recipe.name}.yaml"
-    ranks = machine.count if machine else 1
-    yield f"outgrow train {path} --dry-run --ranks {ranks}"
-    if ranks == 1:
-        yield f"outgrow train {path}"
-    elif ranks <= 8:
-        yield f"torchrun --nproc-per-node {ranks} --no-python outgrow train {path}"
-    else:
-        yield f"outgrow submit {path} --nodes {-(-ranks // 8)} --ranks 8"
+def recipe_file(plan: Plan, directory: Path) -> Path:
+    """Where a plan's recipe is written."""
+    return directory / f"{plan.recipe.name}.yaml"
 
 
 def _hardware(text: str | None, mfu: float) -> Hardware | None:
@@ -316,32 +228,33 @@ def _hardware(text: str | None, mfu: float) -> Hardware | None:
     return Hardware(kind.upper(), int(count or "1"), mfu)
 
 
-def _best(root: Path) -> Pilot:
-    """What a pilot says of stacking once, annealed if it has that, over as many seeds as there are."""
-    found = [one for one in pilots(root) if one.operator.startswith("stack")]
+def _best(root: Path, factor: int, share: float) -> Pilot:
+    """What a pilot says of stacking once: annealed if it has that, grown by a factor and at an instant near those that are planned."""
+    found = [one for one in pilots(root) if one.operator.startswith("stack") and one.growth_share > 0]
     if not found:
-        raise OutgrowError(f"'{root}' holds no stacked runs beside scratch runs of the same model, text and seed that reach a common loss")
-    return max(found, key=lambda one: (one.annealed, len(one.speed_ups)))
+        raise OutgrowError(
+            f"'{root}' shows no speed-up of stacking: that takes a stacked run and scratch runs of the same model, text, batch, optimizer "
+            "and seed whose held-out losses overlap, so two scratch budgets, or validations at full rate"
+        )
+
+    def far(one: Pilot) -> tuple[float, ...]:
+        return not one.annealed, abs(math.log(one.growth_factor / factor)), abs(math.log(one.growth_share / share)), -len(one.speed_ups)
+
+    return min(found, key=far)
 
 
-def _as_expected(pilot: Pilot) -> Expected:
+def _as_expected(pilot: Pilot) -> tuple[Expected, Evidence]:
     between = pilot.between
     mean = sum(pilot.speed_ups) / len(pilot.speed_ups)
     seeds = f"{len(pilot.speed_ups)} seeds" if len(pilot.speed_ups) > 1 else "one seed, so no interval"
     kind = f"{'annealed' if pilot.annealed else 'un-annealed'}, {seeds}" + (", 95% interval" if between else "")
-    source = f"your pilot of {_short(pilot.params)} parameters at {pilot.tokens_per_param:.1f} tokens a parameter"
-    return Expected(mean, *(between or (None, None)), source, kind)
+    source = f"your pilot of {short(pilot.params)} parameters at {pilot.tokens_per_param:.1f} tokens a parameter"
+    grown = f"{pilot.operator} at {pilot.growth_share:.0%} of the run"
+    evidence = Evidence("your pilot", f"{mean:+.1%} by {grown}, {kind}", ((pilot.params, pilot.tokens_per_param),))
+    return Expected(mean, *(between or (None, None)), f"{source}, {grown}", kind), evidence
 
 
-def _percent(expected: Expected | None) -> str:
-    if expected is None:
-        return "-"
-    known = expected.low is not None and expected.high is not None
-    spread = f" ({expected.low:+.0%} to {expected.high:+.0%})" if known else " (no interval)"
-    return f"{expected.speed_up:+.0%}{spread}"
-
-
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """7B, 1.1B, 410M."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if value >= 0.9995 * size:

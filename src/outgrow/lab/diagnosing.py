@@ -69,7 +69,11 @@ def figures(found: Mapping[str, Diagnosis]) -> list[Figure]:
         series = [line for name, one in found.items() if (line := _line(name, layers_of(one)))]
         ticks = [_layer(grown, layer) for layer in range(len(grown.sources))] if grown else []
         if series:
-            drawn.append(Figure(title, "layer, and what it copies" if grown else "layer", y, series, ticks=ticks))
+            x, seams = (
+                "layer, and what it copies; dashed: seams" if grown else "layer",
+                [seam - 0.5 for seam in grown.seams] if grown else [],
+            )
+            drawn.append(Figure(title, x, y, series, ticks=ticks, marks=seams))
     drawn += _over_training(found)
     return drawn
 

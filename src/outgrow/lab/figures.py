@@ -41,6 +41,7 @@ class Figure:
     log_x: bool = False
     log_y: bool = False
     level: float | None = None  # a thin horizontal line
+    marks: Sequence[float] = ()  # thin vertical lines
     ticks: Sequence[str] = ()  # what stands at x = 0, 1, ...
 
     def coloured(self) -> list[tuple[Series, str, bool]]:
@@ -62,7 +63,7 @@ class Figure:
 def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
     """For a page; a long legend, which takes a line a name on a phone, makes it higher."""
     drawn = go.Figure()
-    height += 12 * max(0, len({one.name for one in figure.series}) - 3)
+    height += 20 * max(0, len({one.name for one in figure.series}) - 3)
     for one, colour, first in figure.coloured():
         bars = None
         if one.between:
@@ -86,6 +87,8 @@ def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
         )
     if figure.level is not None:
         drawn.add_hline(y=figure.level, line={"color": "#9ca3af", "width": 1})
+    for mark in figure.marks:
+        drawn.add_vline(x=mark, line={"color": "#9ca3af", "width": 1, "dash": "dash"})
     drawn.update_layout(
         template="simple_white",
         height=height,
@@ -99,7 +102,7 @@ def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
             "type": "log" if figure.log_x else "linear",
             "exponentformat": "power",
         },
-        yaxis={"title": figure.y, "type": "log" if figure.log_y else "linear"},
+        yaxis={"title": {"text": figure.y, "font": {"size": 13}}, "automargin": True, "type": "log" if figure.log_y else "linear"},
         font={"family": "system-ui, sans-serif", "size": 14},
     )
     if figure.ticks:
@@ -147,6 +150,8 @@ def save_figures(figures: Sequence[Figure], path: Path) -> None:
                 axes.vlines(one.x, one.between[0], one.between[1], colors=colour, lw=0.8)
         if figure.level is not None:
             axes.axhline(figure.level, color="#9ca3af", lw=0.8)
+        for mark in figure.marks:
+            axes.axvline(mark, color="#9ca3af", lw=0.8, ls="--")
         axes.set_title(figure.title, loc="left", fontsize=10)
         axes.set_xlabel(figure.x, fontsize=9)
         axes.set_ylabel(figure.y, fontsize=9)
@@ -158,6 +163,9 @@ def save_figures(figures: Sequence[Figure], path: Path) -> None:
             turned = {"rotation": 45, "ha": "right"} if figure.long_ticks else {}
             axes.set_xticks(range(len(figure.ticks)), figure.ticks, **turned)
         if figure.in_legend:
-            axes.legend(fontsize=7, frameon=False)
+            # Many names would lie over the lines: they stand below.
+            many = len({one.name for one in figure.series}) > 5
+            below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.18), "ncols": 3} if many else {}
+            axes.legend(fontsize=7, frameon=False, **below)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -14,6 +14,7 @@ from outgrow.config import suggestion
 from outgrow.errors import OutgrowError
 from outgrow.lab.figures import Figure, Series, as_plotly, save_figures
 from outgrow.lab.page import write_page
+from outgrow.lab.table import is_records
 from outgrow.lab.table import rows as rows_of_runs
 from outgrow.scaling import LAWS, Fit, compute_optimal, fit, points_of, read_table
 from outgrow.scaling.laws import Law, hoffmann_grid
@@ -57,7 +58,7 @@ def fit_files(
     for name in named or {}:
         if name not in (*wanted.columns, *(part for column in wanted.columns if column in DERIVED for part in DERIVED[column][0])):
             raise OutgrowError(f"the law '{law}' reads no column '{name}'{suggestion(name, wanted.columns)}")
-    table = [row for path in paths for row in (_runs(path, wanted) if path.is_dir() else read_table(path))]
+    table = [row for path in paths for row in (_runs(path, wanted) if path.is_dir() or is_records(path) else read_table(path))]
     groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for label, row in table:
         if by is not None and by not in row:
@@ -173,5 +174,10 @@ def _between(between: tuple[float, float] | None) -> str:
 
 
 def _runs(root: Path, law: Law) -> list[tuple[str, dict[str, Any]]]:
-    """The finished runs of a directory that a law speaks of: it says nothing of scratch where it reads when growth was."""
-    return [(name, row) for name, row in rows_of_runs(root) if all(math.isfinite(row.get(column, math.nan)) for column in law.columns)]
+    """The finished runs that a law speaks of: not of scratch where it reads when growth was, nor of growth at the first token."""
+
+    def known(row: Mapping[str, Any], column: str) -> bool:
+        value = row.get(column, math.nan)
+        return math.isfinite(value) and (value > 0 or column == "speed_up")
+
+    return [(name, row) for name, row in rows_of_runs(root) if all(known(row, column) for column in law.columns)]

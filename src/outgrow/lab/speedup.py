@@ -63,10 +63,13 @@ def bound(scratch: Curve, grown: Curve) -> float | None:
 def equal_accuracy(scratch: Curve, grown: Curve) -> SpeedUp | None:
     """The speed-up at the highest accuracy that both curves reach, each counted where it first reaches it; `loss` is that accuracy.
 
+    None where an arm has it from its first point on, as with an accuracy that does not rise above chance: what that cost is not known then.
     An accuracy has noise and need not rise: read it with its standard errors, and over seeds.
     """
     found = equal_loss(_negative(scratch), _negative(grown))
-    return found and replace(found, loss=-found.loss)
+    if found is None or any(curve[0][1] >= -found.loss for curve in (scratch, grown)):
+        return None
+    return replace(found, loss=-found.loss)
 
 
 def _negative(curve: Curve) -> Curve:

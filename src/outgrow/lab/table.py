@@ -3,64 +3,177 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from outgrow.arch import arch_for, parameter_counts
+from outgrow.arch import Counts, arch_for, parameter_counts
 from outgrow.config import parse
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
-from outgrow.lab.runs import CONFIG, Result, finished, lineage, model_of, read_result
-from outgrow.lab.speedup import Curve, SpeedUp, equal_loss, flops_at, interval
+from outgrow.lab.records import Record, Records
+from outgrow.lab.runs import CONFIG, finished, first_token, lineage, model_of, read_result
+from outgrow.lab.speedup import Curve, equal_loss, flops_at, interval
 from outgrow.scaling.growth import mixing_tokens
 from outgrow.training.config import RunConfig
+from outgrow.training.schedule import share_of_peak
+
+LOW = 0.15  # of its peak: a rate that ends below has been annealed
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A finished run and what is known of its growth.
+class Ended:
+    """A run that ended.
 
     Attributes:
-        grown: the run whose start grew a model last among the run and its ancestors; None for scratch.
-        setting: what runs must share to be compared: the model, the text, the batch, the seed.
-        annealed: did its learning rate fall at the end?
+        label: the directory, or the line of a study's records, that it is read from.
+        run: its settings, its ancestors inside.
+        points: (tokens, FLOPs, held-out loss) at each validation.
     """
 
-    result: Result
-    grown: RunConfig | None
-    setting: str
-    annealed: bool
+    label: str
+    run: RunConfig
+    points: tuple[tuple[int, float, float], ...]
 
     @property
-    def run(self) -> RunConfig:
-        return self.result.config
+    def loss(self) -> float:
+        return self.points[-1][2]
+
+    @property
+    def flops(self) -> float:
+        return self.points[-1][1]
+
+    @cached_property
+    def grown(self) -> RunConfig | None:
+        """The run whose start grew a model last, among this one and its ancestors; None for scratch."""
+        return next((one for one in reversed(list(lineage(self.run))) if one.start and one.start.operator), None)
 
     @property
     def operator(self) -> str:
         return (self.grown.start.operator or "") if self.grown and self.grown.start else ""
 
+    @property
+    def growth_tokens(self) -> int:
+        """The clock at which it, or the ancestor that was, was grown last."""
+        return first_token(self.grown) if self.grown else 0
 
-def read_entries(root: Path) -> list[Entry]:
-    """Every finished run under a directory of runs."""
-    if not root.is_dir():
-        raise OutgrowError(f"there is no directory '{root}' of runs")
-    runs = [parse(RunConfig, read_json(path), where=f"'{path}'") for path in sorted(root.glob(f"*/{CONFIG}"))]
-    found = [_entry(read_result(run, root)) for run in runs if finished(run, root)]
+    @cached_property
+    def counts(self) -> Counts:
+        config = model_of(self.run)
+        return parameter_counts(arch_for(config), config)
+
+    @property
+    def growth_factor(self) -> float:
+        """g in parameters without embedding and head; NaN where what was grown is not known."""
+        source = self.grown.start.run if self.grown and self.grown.start else None
+        if source is None:
+            return math.nan
+        config = model_of(source)
+        return self.counts.non_embedding / max(1, parameter_counts(arch_for(config), config).non_embedding)
+
+    def _share(self, tokens: int) -> float:
+        """The learning rate of the step that ends at a clock, as a share of its peak."""
+        batch, run = self.run.batch_tokens, self.run
+        return share_of_peak(run.schedule, max(tokens - batch, 0), batch, first_token(run), run.tokens)
+
+    @cached_property
+    def annealed(self) -> bool:
+        """Has its learning rate fallen at its end?"""
+        return self._share(self.run.tokens) < LOW
+
+    @cached_property
+    def at_full_rate(self) -> list[tuple[int, float, float]]:
+        """Its points where the rate is at its peak: what the paper's protocol reads."""
+        return [point for point in self.points if point[1] and point[0] > first_token(self.run) and self._share(point[0]) >= 1]
+
+    @cached_property
+    def twin(self) -> str:
+        """What runs must share to be compared, but the seed: the model, the text, the batch."""
+        run = self.run
+        return _key([_plain_model(run), run.data.identifying(), run.batch_tokens, run.precision])
+
+    @cached_property
+    def way(self) -> str:
+        """How it was trained, but the rate, the seed and how long: its growths, its optimizer, the shape of its decay."""
+        run, growths = self.run, list[Any]()
+        for one in lineage(run):
+            if one.start and one.start.operator:
+                policy = one.start.identifying()
+                growths.append(
+                    [_plain_model(one.start.run) if one.start.run else one.start.checkpoint, first_token(one), policy | {"run": None}]
+                )
+        decay = round(run.schedule.decay_tokens / run.tokens, 2) if self.annealed else None
+        return _key([growths, {**run.optimizer.identifying(), "learning_rate": None}, run.schedule.kind, decay])
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that were trained in one way at the rate that suits it best, annealed or not, by seed."""
+
+    annealed: bool
+    seeds: Mapping[int, list[Ended]]
+
+    @property
+    def longest(self) -> Ended:
+        return max((one for runs in self.seeds.values() for one in runs), key=lambda one: (one.run.tokens, -one.run.seed))
+
+    def curve(self, seed: int) -> Curve:
+        """(FLOPs, held-out loss): the ends of annealed runs; of others every validation at full rate."""
+        runs = self.seeds.get(seed, [])
+        if self.annealed:
+            return sorted((one.flops, one.loss) for one in runs)
+        return sorted({(flops, loss) for one in runs for _, flops, loss in one.at_full_rate})
+
+
+def read_ended(path: Path) -> list[Ended]:
+    """Every finished run of a directory of runs, or of a study's records (JSON lines)."""
+    if path.is_file():
+        records = Records(path)
+        known = dict[str, RunConfig]()
+        runs = {record.identity: _run_of(record, records, known) for record in records.values()}
+        found = [
+            Ended(f"{path}:{record.name}", run, tuple((int(t), f, loss) for t, f, loss, _ in record.points))
+            for record in records.values()
+            if not record.diverged and (run := runs[record.identity])
+        ]
+    elif path.is_dir():
+        configs = [parse(RunConfig, read_json(one), where=f"'{one}'") for one in sorted(path.glob(f"*/{CONFIG}"))]
+        results = [read_result(run, path) for run in configs if finished(run, path)]
+        found = [
+            Ended(one.directory.name, one.config, tuple((row["tokens"], row["flops"], row["validation_loss"]) for row in one.validation))
+            for one in results
+        ]
+    else:
+        raise OutgrowError(f"there is no directory of runs and no file of records '{path}'")
     if not found:
-        raise OutgrowError(f"'{root}' holds no finished run")
+        raise OutgrowError(f"'{path}' holds no finished run")
     return found
 
 
-def rows(root: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(name of the directory, row) of every finished run: the columns of `outgrow fit`.
+def is_records(path: Path) -> bool:
+    """Is a file a study's records, and not a table of one's own?"""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and {"identity", "settings", "points"} <= first.keys()
 
-    `params` counts all parameters; `flops` and `tokens` include the ancestors'. `speed_up` is against scratch runs of the same model, text,
-    batch and seed that end like this one, at this run's loss.
+
+def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(where it came from, row) of every finished run: the columns of `outgrow fit`.
+
+    `params` counts all parameters; `flops` and `tokens` include the ancestors'. `tuned`: no other learning rate was better for its way of
+    training. `speed_up` is against the best scratch runs of the same model, text, batch, seed and optimizer that end like this one, at this
+    run's loss.
     """
-    entries = read_entries(root)
-    return [(entry.result.directory.name, _row(entry, entries)) for entry in entries]
+    found = read_ended(path)
+    arms = _arms(found)
+    tuned = {id(one) for arm in arms for runs in arm.seeds.values() for one in runs}
+    return [(one.label, _row(one, arms, id(one) in tuned)) for one in found]
 
 
 @dataclass(frozen=True)
@@ -68,6 +181,7 @@ class Pilot:
     """What finished runs say of one way to grow: a speed-up a seed, read annealed or not."""
 
     operator: str
+    growth_factor: float
     growth_share: float
     params: int
     tokens_per_param: float
@@ -79,97 +193,109 @@ class Pilot:
         return interval(self.speed_ups)
 
 
-def pilots(root: Path) -> list[Pilot]:
-    """The speed-up of each way to grow that runs under a directory show against their scratch twins, annealed first."""
-    entries = read_entries(root)
-    found: dict[tuple[Any, ...], list[tuple[Entry, SpeedUp]]] = {}
-    for annealed in (True, False):
-        for first, arm in _arms(entries, annealed):
-            scratch = _curve([one for one in entries if not one.grown and one.annealed == annealed and one.setting == first.setting])
-            met = equal_loss(scratch, _curve(arm)) if len(scratch) > 1 and len(arm) + len(first.result.curve) > 1 else None
-            if met and first.grown:
-                begun = first.grown.start
-                key = (annealed, begun.operator, json.dumps(begun.knobs), _growth_tokens(first), str(_model(first.run)))  # type: ignore[union-attr]
-                found.setdefault(key, []).append((first, met))
-    return [_pilot(key[0], pairs) for key, pairs in found.items()]
+def pilots(path: Path) -> list[Pilot]:
+    """The speed-up of each way to grow that runs show against the best of their scratch twins, both at their best learning rate."""
+    arms, found = _arms(read_ended(path)), list[Pilot]()
+    for arm in arms:
+        one = arm.longest
+        scratch = _scratch_of(one, arms, arm.annealed)
+        met = (
+            [equal_loss(scratch.curve(seed), arm.curve(seed)) for seed in arm.seeds if seed in scratch.seeds]
+            if one.grown and scratch
+            else []
+        )
+        if speed_ups := tuple(pair.speed_up for pair in met if pair):
+            params, tokens = one.counts.total, one.run.tokens
+            found.append(
+                Pilot(one.operator, one.growth_factor, one.growth_tokens / tokens, params, tokens / params, arm.annealed, speed_ups)
+            )
+    return found
 
 
-def pilot_mixing(root: Path) -> float | None:
-    """The mean number of tokens after a late expansion until its loss meets scratch's; None where runs do not show that."""
-    entries = read_entries(root)
-    found = list[float]()
-    for entry in entries:
-        late = entry.grown is not None and entry.operator.startswith("expand") and entry.run.identity() == entry.grown.identity()
-        if entry.annealed or not late:
-            continue
-        twins = [one for one in entries if not one.grown and not one.annealed and one.setting == entry.setting]
-        fixed = sorted({(row["tokens"], row["validation_loss"]) for one in twins for row in one.result.validation})
-        met = mixing_tokens(fixed, [(row["tokens"], row["validation_loss"]) for row in entry.result.validation]) if len(fixed) > 1 else None
-        found += [met] if met is not None else []
+def pilot_mixing(path: Path) -> float | None:
+    """The mean tokens after a late expansion until its loss meets scratch's, both at full rate; None where runs do not show that."""
+    arms, found = _arms(read_ended(path)), list[float]()
+    for arm in arms:
+        for seed, runs in arm.seeds.items():
+            for one in runs:
+                scratch = _scratch_of(one, arms, arm.annealed)
+                late = one.grown is not None and one.operator.startswith("expand") and one.run.identity() == one.grown.identity()
+                if not late or scratch is None:
+                    continue
+                fixed = sorted({(tokens, loss) for twin in scratch.seeds.get(seed, []) for tokens, _, loss in twin.at_full_rate})
+                grown = [(tokens, loss) for tokens, _, loss in one.at_full_rate]
+                met = mixing_tokens(fixed, [(one.growth_tokens, one.points[0][2]), *grown]) if len(fixed) > 1 and grown else None
+                found += [met] if met is not None else []
     return sum(found) / len(found) if found else None
 
 
-def _arms(entries: list[Entry], annealed: bool) -> Iterator[tuple[Entry, list[Entry]]]:
-    """Runs of one setting that come from one growth, with the longest first."""
-    arms: dict[tuple[str, str], list[Entry]] = {}
-    for entry in entries:
-        if entry.grown and entry.annealed == annealed:
-            arms.setdefault((entry.setting, entry.grown.identity()), []).append(entry)
-    for arm in arms.values():
-        yield max(arm, key=lambda entry: entry.run.tokens), arm
+def _arms(found: Iterable[Ended]) -> list[Arm]:
+    """Every way of training, annealed and not, at its best rate: the one run from most seeds, or of the lowest loss at the longest."""
+    ways: dict[tuple[str, str, bool], dict[float, list[Ended]]] = {}
+    for one in found:
+        for annealed in {one.annealed, False}:
+            if annealed or one.at_full_rate:
+                ways.setdefault((one.twin, one.way, annealed), {}).setdefault(one.run.optimizer.learning_rate, []).append(one)
+    arms = list[Arm]()
+    for (_, _, annealed), rates in ways.items():
+        by_seed: dict[float, dict[int, list[Ended]]] = {rate: {} for rate in rates}
+        for rate, runs in rates.items():
+            for one in sorted(runs, key=lambda one: one.run.seed):
+                by_seed[rate].setdefault(one.run.seed, []).append(one)
+
+        def merit(rate: float, by_seed: Mapping[float, Mapping[int, list[Ended]]] = by_seed) -> tuple[int, int, float]:
+            first = next(iter(by_seed[rate].values()))
+            tokens, loss = max((one.run.tokens, -one.loss) for one in first)
+            return len(by_seed[rate]), tokens, loss
+
+        arms.append(Arm(annealed, by_seed[max(rates, key=merit)]))
+    return arms
 
 
-def _curve(entries: list[Entry]) -> Curve:
-    """(FLOPs, held-out loss): the ends of annealed runs; of others, which do not end for good, every validation."""
-    points = [(one.result.flops, one.result.final_loss) for one in entries if one.annealed]
-    points += [point for one in entries if not one.annealed for point in one.result.curve]
-    return sorted(points)
+def _scratch_of(one: Ended, arms: Iterable[Arm], annealed: bool) -> Arm | None:
+    """The best scratch runs that a run may be compared with: of the same model, text, batch and optimizer."""
+    kind = one.run.optimizer.kind
+    twins = [
+        arm for arm in arms
+        if arm.annealed == annealed and not arm.longest.grown and arm.longest.twin == one.twin and arm.longest.run.optimizer.kind == kind
+    ]  # fmt: skip
+    return min(twins, key=lambda arm: (-arm.longest.run.tokens, arm.longest.loss)) if twins else None
 
 
-def _pilot(annealed: bool, pairs: list[tuple[Entry, SpeedUp]]) -> Pilot:
-    entry = pairs[0][0]
-    params = parameter_counts(arch_for(_model(entry.run)), _model(entry.run)).total
-    share = _growth_tokens(entry) / entry.run.tokens
-    return Pilot(entry.operator, share, params, entry.run.tokens / params, annealed, tuple(met.speed_up for _, met in pairs))
-
-
-def _entry(result: Result) -> Entry:
-    run = result.config
-    grown = [one for one in lineage(run) if one.start and one.start.operator]
-    same = [_model(run), run.data.identifying(), run.batch_tokens, run.precision, run.seed]
-    schedule = run.schedule
-    falls = schedule.kind == "cosine" or bool(schedule.decay_tokens)
-    return Entry(result, grown[-1] if grown else None, json.dumps(same, sort_keys=True), falls)
-
-
-def _row(entry: Entry, entries: list[Entry]) -> dict[str, Any]:
-    run = entry.run
-    config = _model(run)
-    counts = parameter_counts(arch_for(config), config)
+def _row(one: Ended, arms: Iterable[Arm], tuned: bool) -> dict[str, Any]:
+    run, counts = one.run, one.counts
     row: dict[str, Any] = {
-        "name": run.name, "seed": run.seed, "annealed": str(entry.annealed).lower(), "params": counts.total,
-        "non_embedding_params": counts.non_embedding, "tokens": run.tokens, "flops": entry.result.flops, "loss": entry.result.final_loss,
-        "tokens_per_param": run.tokens / counts.total, "operator": entry.operator or "scratch",
+        "name": run.name, "seed": run.seed, "annealed": str(one.annealed).lower(), "tuned": str(tuned).lower(),
+        "learning_rate": run.optimizer.learning_rate, "optimizer": run.optimizer.kind, "params": counts.total,
+        "non_embedding_params": counts.non_embedding, "tokens": run.tokens, "flops": one.flops, "loss": one.loss,
+        "tokens_per_param": run.tokens / counts.total, "operator": one.operator or "scratch",
     }  # fmt: skip
-    if entry.grown and entry.grown.start and entry.grown.start.run:
-        source = _model(entry.grown.start.run)
-        before = parameter_counts(arch_for(source), source).non_embedding
-        row["growth_factor"] = counts.non_embedding / before
-        row["growth_tokens"] = _growth_tokens(entry)
-        row["growth_share"] = row["growth_tokens"] / run.tokens
-        scratch = _curve([one for one in entries if not one.grown and one.annealed == entry.annealed and one.setting == entry.setting])
-        cost = flops_at(scratch, entry.result.final_loss)
-        row["speed_up"] = cost / entry.result.flops - 1 if cost else float("nan")
+    if one.grown and one.grown.start and one.grown.start.run:
+        scratch = _scratch_of(one, arms, one.annealed)
+        cost = flops_at(scratch.curve(run.seed), one.loss) if scratch else None
+        row["growth_factor"], row["growth_tokens"] = one.growth_factor, one.growth_tokens
+        row["growth_share"] = one.growth_tokens / run.tokens
+        row["speed_up"] = cost / one.flops - 1 if cost else math.nan
     return row
 
 
-def _growth_tokens(entry: Entry) -> int:
-    """The clock at which a run, or the ancestor that was, was grown last."""
-    start = entry.grown.start if entry.grown else None
-    if not (start and start.run):
-        return 0
-    return start.run.tokens if start.tokens is None else start.tokens
+def _run_of(record: Record, records: Records, known: dict[str, RunConfig]) -> RunConfig:
+    """The run that a record is of, its ancestors put back in the place of their identities."""
+    if record.identity not in known:
+        settings = {**record.settings, "name": record.name}
+        start = settings.get("start")
+        if start and start.get("run"):
+            if start["run"] not in records:
+                raise OutgrowError(f"'{records.path}' lacks the run {start['run']}, from which '{record.name}' starts; restore the file")
+            settings["start"] = {**start, "run": _run_of(records[start["run"]], records, known)}
+        known[record.identity] = parse(RunConfig, settings, where=f"'{record.name}' of '{records.path}'")
+    return known[record.identity]
 
 
-def _model(run: RunConfig) -> dict[str, Any]:
-    return dict(model_of(run))
+def _plain_model(run: RunConfig) -> dict[str, Any]:
+    """The config of the model that a run trains; a lift may have touched the eps, which makes it no other model."""
+    return {key: value for key, value in model_of(run).items() if not key.endswith(("_eps", "epsilon"))}
+
+
+def _key(parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True, default=str)

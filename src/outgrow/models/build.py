@@ -46,8 +46,11 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def empty(config: Mapping[str, Any], on_meta: bool = True) -> Any:
     """A model whose weights are yet to be set, on the meta device, or in memory with the buffers that transformers' forward pass reads."""
-    with torch.device("meta" if on_meta else "cpu"), torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    try:
+        with torch.device("meta" if on_meta else "cpu"), torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    except (AssertionError, StrictDataclassError) as error:
+        raise OutgrowError(f"transformers refuses the model: {' '.join(str(error).split()) or 'its sizes do not fit'}") from None
     model.config.architectures = [type(model).__name__]
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from scipy import optimize
 from outgrow.errors import OutgrowError
 from outgrow.scaling.laws import Columns, Floats, Law
 
+LEAST_EXPLAINED = 0.1  # of the spread of the points, by a law that they follow
+LEAST = 1e-5  # singular value of the scaled design that still tells coefficients apart
 OUTLIER = 3.5  # robust standard deviations
 TRIES = 20  # draws for each resample that is wanted; those that settle nothing are drawn anew
 Between = tuple[float, float]
@@ -95,7 +98,7 @@ def fit(
     begun = (starts or law.starts)(columns)
     theta = min((_descended if starts else _polished)(law, columns, begun), key=lambda theta: _objective(law, theta, columns)[0])
     theta = _solve(law, columns, theta, tolerance=1e-13)
-    if missing := _missing(law, columns, theta):
+    if missing := _missing(law, columns, theta) or _strange(law, columns, theta):
         raise OutgrowError(missing)
     rng, count, draws = np.random.default_rng(seed), _count(columns), list[Floats]()
     for _ in range(TRIES * resamples):
@@ -108,7 +111,29 @@ def fit(
         draws.append(_solve(law, drawn, theta))
     if len(draws) < resamples:
         raise OutgrowError(f"resamples of the {count} points rarely settle '{law.name}', so there is no interval: add runs")
-    return Fit(law, columns, theta, _objective(law, theta, columns)[0], np.array(draws).reshape(len(draws), len(theta)))
+    made = Fit(law, columns, theta, _objective(law, theta, columns)[0], np.array(draws).reshape(len(draws), len(theta)))
+    inside = {name: low <= made.coefficients[name] <= high for name, (low, high) in made.intervals.items() if name in made.coefficients}
+    if not any(inside.values() or [True]):
+        raise OutgrowError(
+            f"resamples of the {count} points settle '{law.name}' elsewhere than all of them do: {_APART.format(', '.join(law.inputs))}"
+        )
+    return made
+
+
+_APART = "vary its inputs ({}) separately"
+
+
+def _strange(law: Law, columns: Columns, theta: Floats) -> str:
+    """Where a fit says that the points do not follow the law, as a sentence; empty where they do."""
+    for name, value in zip(law.coefficients, law.reported(theta), strict=True):
+        low, high = law.between.get(name, (-math.inf, math.inf))
+        if not low < value < high:
+            return f"the points do not follow '{law.name}': it would have {name} = {value:.3g}, which must lie between {low:g} and {high:g}"
+    observed = law.observed(columns)
+    spread, left = ((values**2).sum() for values in (observed - observed.mean(), observed - law.prediction(theta, columns)[0]))
+    if law.between and left > (1 - LEAST_EXPLAINED) * spread:
+        return f"the points do not follow '{law.name}': '{law.predicts}' does not fall with {' and '.join(law.inputs)} as it has it"
+    return ""
 
 
 def _checked(law: Law, columns: Columns) -> Columns:
@@ -140,9 +165,9 @@ def _missing(law: Law, columns: Columns, theta: Floats) -> str:
             return f"{same}, and the law '{law.name}' needs {needed}: add runs that differ in it"
     design = law.prediction(theta, columns)[1]
     size = np.linalg.norm(design, axis=0)
-    if not np.all(size) or np.linalg.matrix_rank(design / size, tol=1e-10) < design.shape[1]:
+    if not np.all(size) or np.linalg.matrix_rank(design / size, tol=LEAST) < design.shape[1]:
         inputs = ", ".join(law.inputs)
-        return f"the points lie so that the coefficients of '{law.name}' cannot be told apart: vary its inputs ({inputs}) separately"
+        return f"the points lie so that the coefficients of '{law.name}' cannot be told apart: {_APART.format(inputs)}"
     return ""
 
 

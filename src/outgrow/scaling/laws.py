@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ class Law:
         reported: inner coefficients -> reported ones.
         derived: reported coefficients -> what follows from them, by name; NaN where nothing does.
         distinct: input -> how many different values the coefficients need.
+        between: reported coefficient -> bounds outside of which points do not follow the law.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Law:
     distinct: Mapping[str, int]
     derived: Callable[[Floats], Mapping[str, float]] = lambda coefficients: {}
     unlog: Callable[[Floats], Floats] = lambda values: values
+    between: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, "tuple[float, float]"])
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -170,7 +172,7 @@ LAWS: Mapping[str, Law] = {
             "chinchilla", "L = E + A / N^alpha + B / D^beta", "arXiv:2203.15556", "loss", ("params", "tokens"),
             ("E", "A", "B", "alpha", "beta"), 1e-3, _chinchilla, _log_loss, _projected,
             lambda theta: np.concatenate([np.exp(theta[:3]), theta[3:]]), {"params": 3, "tokens": 3},
-            unlog=np.exp,
+            unlog=np.exp, between={"alpha": (0.0, 4.0), "beta": (0.0, 4.0)},
         ),
         _linear_law(
             "power", _power_terms, _log_loss, equation="L = a C^b", citation="arXiv:2405.15319", predicts="loss", inputs=("flops",),

@@ -42,7 +42,10 @@ def read_table(path: Path) -> list[tuple[str, Row]]:
         raise OutgrowError(f"'{path}' is not text; a table is CSV with a header, or JSON lines") from None
     found: list[tuple[int, Any]]
     if path.suffix.lower() == ".csv":
-        found = list(enumerate(csv.DictReader(text.splitlines()), 2))
+        try:
+            found = list(enumerate(csv.DictReader(text.splitlines()), 2))
+        except csv.Error as error:
+            raise OutgrowError(f"'{path}' is no CSV that can be read: {error}") from None
     else:
         try:
             lines = ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
@@ -86,12 +89,14 @@ def _value(label: str, row: Row, name: str, named: Mapping[str, str]) -> float:
     if theirs in row and row[theirs] not in (None, ""):
         try:
             return float(row[theirs])
-        except (TypeError, ValueError):
-            raise OutgrowError(f"{label}: '{theirs}' is {row[theirs]!r}, which is no number") from None
+        except (TypeError, ValueError, OverflowError):
+            raise OutgrowError(f"{label}: '{theirs}' is {str(row[theirs])[:40]!r}, which is no number") from None
     if name in DERIVED and name not in named:
         parts, make = DERIVED[name]
         values = [_value(label, row, part, named) for part in parts]
         return make(*values) if min(values) > 0 else float("nan")
+    if theirs in row:
+        raise OutgrowError(f"{label}: '{theirs}' is empty; give it a number, or leave the row out")
     hint = suggestion(theirs, row) if row else ""
     raise OutgrowError(f"{label}: there is no column '{theirs}'{hint}; --column {name}=THEIRS says which one holds it")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from outgrow.arch import Config, arch_for, flops_per_token, parameter_counts
 from outgrow.errors import OutgrowError
-from outgrow.scaling.growth import WHY_NO_FACTOR_LAW, growth_timing, stage_tokens
+from outgrow.scaling.growth import FACTOR, WHY_NO_FACTOR_LAW, growth_timing, stage_tokens
 from outgrow.scaling.shapes import FACTORS, growth_factors, with_layers
 
 # Parameters, tokens, speed-up in %: G_stack with g = 4 against scratch, un-annealed, one seed (arXiv 2405.15319).
@@ -19,8 +19,10 @@ PAPER_SPEED_UPS = (
     (7e9, 160e9, 40.8), (7e9, 220e9, 55.3), (7e9, 280e9, 53.8), (7e9, 300e9, 54.6),
 )  # fmt: skip
 PAPER_RATES = ((0.41e9, 6e-4), (1.1e9, 3e-4), (3e9, 1.6e-4), (7e9, 1e-4))  # parameters, peak learning rate
+LARGEST_BASE = 1.75e9  # parameters of the largest base that the paper trains so
 LARGEST_RATE, BASE_RATE = 3e-3, 1e-3  # the paper's released script trains bases at 1e-3
 PAPER_WARMUP_STEPS = 3000
+LATE_RUNS = ((0.124e9, None), (7e9, None))  # of zero/one-layer expansion (arXiv 2511.04981)
 
 
 @dataclass(frozen=True)
@@ -30,39 +32,52 @@ class Evidence:
     Attributes:
         source: whose runs.
         says: their finding in a clause.
-        params, tokens_per_param: the range that they cover; None where it is not known.
+        runs: (parameters, tokens per parameter) of each; None where the tokens are not known.
     """
 
     source: str
     says: str
-    params: tuple[float, float] | None = None
-    tokens_per_param: tuple[float, float] | None = None
+    runs: tuple[tuple[float, float | None], ...]
 
     def distance(self, params: float, tokens: float) -> list[str]:
-        """How far outside its range a run is, in clauses; none inside."""
-        found = list[str]()
-        for what, value, between in (
-            ("parameters", params, self.params),
-            ("tokens per parameter", tokens / params, self.tokens_per_param),
-        ):
-            if between is None:
-                found.append(f"what {what} it covers is not known")
-            elif value > between[1] * 1.03:
-                found.append(f"you have {value / between[1]:,.1f} times the most {what} it has seen ({between[1]:.3g})")
-            elif value < between[0] / 1.03:
-                found.append(f"you have 1/{between[0] / value:,.1f} of the least {what} it has seen ({between[0]:.3g})")
-        return found
+        """How far outside of its runs one is, in clauses; none inside.
+
+        Tokens per parameter are held against the runs of the sizes just below and above, not against those of all sizes.
+        """
+        if not self.runs:
+            return ["what sizes it covers is not known"]
+        sizes = sorted({size for size, _ in self.runs})
+        near = {max([size for size in sizes if size <= params * 1.03], default=sizes[0]),
+                min([size for size in sizes if size >= params / 1.03], default=sizes[-1])}  # fmt: skip
+        ratios = [ratio for size, ratio in self.runs if size in near and ratio is not None]
+        unknown = ["how many tokens per parameter it covers is not known"]
+        return [
+            *_outside("parameters", params, sizes[0], sizes[-1]),
+            *(_outside("tokens per parameter", tokens / params, min(ratios), max(ratios), " at such sizes") if ratios else unknown),
+        ]
+
+
+def _outside(what: str, value: float, low: float, high: float, where: str = "") -> list[str]:
+    if value > high * 1.03:
+        return [f"you have {value / high:,.1f} times the most {what} it has seen{where} ({high:.3g})"]
+    if value < low / 1.03:
+        return [f"you have 1/{low / value:,.1f} of the least {what} it has seen{where} ({low:.3g})"]
+    return []
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A speed-up at equal loss that may be hoped for: low and high as `kind` says, None where no spread is known."""
+    """A speed-up that may be hoped for, at equal loss, or, where nobody has measured that, at equal tokens.
+
+    `low` and `high` are as `kind` says, None where no spread is known.
+    """
 
     speed_up: float
     low: float | None
     high: float | None
     source: str
     kind: str
+    at_equal_loss: bool = True
 
     @property
     def saving(self) -> float:
@@ -159,13 +174,15 @@ def budget_of(config: Config, tokens: float, context: int, size: float | None = 
     return Budget(config, round(tokens / batch) * batch, batch, context, size or counted)
 
 
-def strategies(budget: Budget, factor: int | None = None, pilot: Expected | None = None, mixing: float | None = None) -> list[Strategy]:
+def strategies(
+    budget: Budget, factor: int | None = None, pilot: tuple[Expected, Evidence] | None = None, mixing: float | None = None
+) -> list[Strategy]:  # fmt: skip
     """Scratch, G_stack, late expansion and gradual stacking for one budget.
 
     Args:
         budget: the target and its tokens.
         factor: g of G_stack; 4 if it divides the target's layers, else the nearest advised.
-        pilot: the speed-up of G_stack that the user's own runs show, in place of the paper's.
+        pilot: the speed-up of G_stack that the user's own runs show, in place of the paper's, and what runs they are.
         mixing: tokens that the user's pilot needed after a late expansion to meet the fixed-size loss.
     """
     arch = arch_for(budget.config)
@@ -218,7 +235,30 @@ def _scratch(budget: Budget) -> Strategy:
     )  # fmt: skip
 
 
-def _stacked(budget: Budget, factor: int, pilot: Expected | None) -> Strategy:
+def growth_share(budget: Budget) -> float:
+    """When G_stack grows, as a share of the run, by the paper's law within its bounds."""
+    return growth_timing(budget.size, budget.tokens).tokens / budget.tokens
+
+
+def advised_factor(budget: Budget) -> int:
+    """g of G_stack for a target: 4 if it divides its layers, else the nearest advised."""
+    return next(iter(growth_factors(arch_for(budget.config), budget.config)), FACTOR)
+
+
+def _rate_warnings(budget: Budget, base_params: float) -> list[str]:
+    """Where the learning rates are read beyond what the paper has tried."""
+    low, high = PAPER_RATES[0][0], PAPER_RATES[-1][0]
+    found = list[str]()
+    if not low / 1.03 <= budget.size <= high * 1.03:
+        found.append(f"learning rates are the paper's of {low:.2g} to {high:.2g} parameters, carried on to {budget.size:.3g}: sweep them")
+    if base_params > LARGEST_BASE * 1.03:
+        found.append(
+            f"the base has {base_params:.3g} parameters, and the paper's largest that trains at {BASE_RATE:g} has {LARGEST_BASE:.3g}"
+        )
+    return found
+
+
+def _stacked(budget: Budget, factor: int, pilot: tuple[Expected, Evidence] | None) -> Strategy:
     timing = growth_timing(budget.size, budget.tokens)
     base = min(budget.whole(timing.tokens), budget.tokens - budget.batch_tokens)
     rate = learning_rate(budget.size)
@@ -228,10 +268,18 @@ def _stacked(budget: Budget, factor: int, pilot: Expected | None) -> Strategy:
     )
     schedule = {"kind": "cosine", "warmup_tokens": _warmup(budget, base), "final": 0.1}
     evidence = (
-        Evidence("Du et al. (arXiv:2405.15319)", "31% to 55% faster at 410M to 7B, un-annealed, one seed", (0.41e9, 7e9), (23, 1830)),
-        Evidence("outgrow's nano runs", "+46.6% un-annealed, +19.3% (13.2% to 25.5%) annealed, 5 seeds", (3.2e5, 3.2e5), (5, 6.9)),
-    )
+        *([pilot[1]] if pilot else []),
+        Evidence(
+            "Du et al. (arXiv:2405.15319)", "31% to 55% faster at 410M to 7B, un-annealed, one seed",
+            tuple((size, tokens / size) for size, tokens, _ in PAPER_SPEED_UPS),
+        ),
+        Evidence(
+            "outgrow's nano runs", "+46.6% un-annealed, +19.3% (13.2% to 25.5%) annealed, 5 seeds", ((3.2e5, 5.0), (3.2e5, 6.9)),
+        ),
+    )  # fmt: skip
+    base_config = with_layers(budget.config, budget.layers // factor)
     doubts = [
+        *_rate_warnings(budget, parameter_counts(arch_for(base_config), base_config).total),
         "against annealed baselines stacking's gain vanished on BERT and T5 (arXiv:2307.06440); nobody has shown it annealed at this scale",
         *(["only g near 2 is reliable according to arXiv:2605.13405"] if factor > 2 else []),
         *(["gains fade beyond 20 tokens per parameter according to arXiv:2605.13405"] if budget.tokens > 20 * budget.size else []),
@@ -239,7 +287,7 @@ def _stacked(budget: Budget, factor: int, pilot: Expected | None) -> Strategy:
     return _strategy(
         budget, "g-stack", f"the paper's setting: a base of 1/{factor} of the layers, stacked once, rate restarted", phases,
         schedule, "adamw",
-        pilot or expected_from_paper(budget.size, budget.tokens), evidence, (*timing.warnings, *doubts, WHY_NO_FACTOR_LAW),
+        pilot[0] if pilot else expected_from_paper(budget.size, budget.tokens), evidence, (*timing.warnings, *doubts, WHY_NO_FACTOR_LAW),
     )  # fmt: skip
 
 
@@ -254,14 +302,15 @@ def _late(budget: Budget, mixing: float | None) -> Strategy:
     speed_up = budget.flops(budget.layers, budget.tokens) / sum(budget.flops(phase.layers, phase.tokens) for phase in phases) - 1
     expected = Expected(
         speed_up, None, None, "FLOPs counted here, output head included; the claim is of arXiv:2511.04981",
-        "at equal tokens and a loss that is said to be 0.2% (7B) to 0.5% (124M) worse; no spread is published",
+        "at equal tokens and a loss that is said to be 0.2% (7B) to 0.5% (124M) worse; no spread is published", at_equal_loss=False,
     )  # fmt: skip
     instant = "80% of the run" if mixing is None else f"{share:.0%} of the run, where your pilot's mixing time puts it"
     return _strategy(
         budget, "late", f"{first} layer{'s' if first > 1 else ''} until {instant}, then all at once; the rate goes on", phases,
         _wsd(budget, 0.1), "muon", expected,
-        (Evidence("zero/one-layer expansion (arXiv:2511.04981)", "about 80% saved for a loss 0.2% to 0.5% worse", (0.124e9, 7e9)),),
-        ("no code or seeds are published", "it grows before the decay of the rate: growing inside it loses (arXiv:2510.08008)",
+        (Evidence("zero/one-layer expansion (arXiv:2511.04981)", "about 80% saved for a loss 0.2% to 0.5% worse", LATE_RUNS),),
+        (*_rate_warnings(budget, 0.0), "no code or seeds are published",
+         "it grows before the decay of the rate: growing inside it loses (arXiv:2510.08008)",
          *(["measure the mixing time on a small pilot (--pilot) before you trust the growth instant"] if mixing is None else [])),
     )  # fmt: skip
 
@@ -276,7 +325,7 @@ def _gradual(budget: Budget, factor: int) -> Strategy:
     phases += [Phase(count, part, rate, f"stack(factor={by})", "keep") for count, part, by in hops]
     return _strategy(
         budget, "gradual", "several hops, stage lengths by Prop-1; the rate goes on", tuple(phases), _wsd(budget, 0.1), "adamw", None,
-        (Evidence("MIDAS and gradual stacking (arXiv:2409.19044)", "stage lengths in proportion to i^alpha"),),
+        (Evidence("MIDAS and gradual stacking (arXiv:2409.19044)", "stage lengths in proportion to i^alpha", ()),),
         ("one hop beat gradual growth by 2.4 points on average in Du et al. (arXiv:2405.15319)",
          "no equal-loss figure that counts everything is published; the FLOPs are at equal tokens"),
     )  # fmt: skip

@@ -88,7 +88,8 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
     dtype = product_dtype(config.precision)
     decoder = forward_of(model, dtype, config.compile, config.recompute)
     if world() > 1:
-        shard(model, blocks_of(model), dtype if device().type == "cuda" else None)
+        # The decoder keeps the residual stream in fp32 whatever is gathered; transformers' own forward pass takes it from the embedding.
+        shard(model, blocks_of(model), dtype if device().type == "cuda" and isinstance(decoder, Decoder) else None)
         decoder = decoder.through(model)
         model.forward = decoder.loss
     parameters = _materialised(model, source.read)
