@@ -8,8 +8,8 @@ READY := $(VENV)/ready
 demo: $(READY)  ## train a base, grow it, train the target and scratch, report the speed-up
 	$(VENV)/bin/outgrow demo $(ARGS)
 
-test: $(READY)  ## the test suite
-	$(VENV)/bin/python -m pytest $(ARGS)
+test: $(READY)  ## the test suite, on every core up to eight
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(READY)  ## format, lint, types of the pure core
 	$(VENV)/bin/ruff format --check .

@@ -145,6 +145,15 @@ def test_the_command_prints_writes_a_page_and_figures(tmp_path):
     assert "Traceback" not in wrong.stderr
 
 
+def test_weights_that_are_no_numbers_are_named(tmp_path):
+    source = save_tiny("llama", tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = math.nan
+    save_file(weights, source / "model.safetensors")
+    with pytest.raises(OutgrowError, match=r"'model.layers.1.mlp.up_proj.weight' of .* holds what is no number"):
+        diagnose(source)
+
+
 def test_checkpoints_of_one_run_show_how_copies_part(tmp_path):
     source = save_tiny("llama", tmp_path / "source")
     grow(source, tmp_path / "grown", "stack(factor=2)")

@@ -9,8 +9,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from outgrow import grow
 from outgrow.cli import app
+from outgrow.lab.tiny import TINY, write_tiny
 
 STUDIES = Path(__file__).parent.parent / "studies"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -68,14 +71,17 @@ def shown(page: Path, width: int, folder: Path) -> dict:
 def pages(tmp_path_factory) -> dict[str, Path]:
     """The kinds of pages, by name, made of the records of this repository."""
     folder = tmp_path_factory.mktemp("pages")
-    made = {name: folder / f"{name}.html" for name in ("studies", "comparison", "fit")}
+    made = {name: folder / f"{name}.html" for name in ("studies", "comparison", "fit", "diagnosis")}
     table = folder / "runs.csv"
     rows = [(n, d, 1.7 + 400 / n**0.34 + 410 / d**0.28) for n in (1e6, 1e7, 1e8) for d in (1e8, 1e9, 1e10)]
     table.write_text("params,tokens,loss\n" + "".join(f"{n},{d},{loss * (1 + 0.001 * (i % 3))}\n" for i, (n, d, loss) in enumerate(rows)))
+    write_tiny(folder / "base", TINY["llama"], dtype=torch.float32)
+    grow(folder / "base", folder / "grown", "stack(factor=2)")
     for command in (
         ["report", "operators", "timing", "sizes", "--scale", "nano", "--folder", str(STUDIES), "--output", str(made["studies"])],
         ["report", "--seeds", "0,1,2,3,4", "--runs", str(STUDIES / "results" / "nano"), "--output", str(made["comparison"])],
         ["fit", str(table), "--resamples", "50", "--output", str(made["fit"])],
+        ["diagnose", str(folder / "base"), str(folder / "grown"), "--documents", "0", "--output", str(made["diagnosis"])],
     ):
         app(command, standalone_mode=False)
     return made
@@ -83,7 +89,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine; Debian's is 'apt-get install chromium'")
 @pytest.mark.parametrize("width", [1200, 390])
-@pytest.mark.parametrize("kind", ["studies", "comparison", "fit"])
+@pytest.mark.parametrize("kind", ["studies", "comparison", "fit", "diagnosis"])
 def test_a_page_fits_its_window_and_draws_its_figures(pages, kind, width, tmp_path):
     found = shown(pages[kind], width, tmp_path)
     assert found["errors"] == []

@@ -18,6 +18,7 @@ import torch
 from outgrow.arch import Axis, Tensor, size_of
 from outgrow.checkpoint.huggingface import Checkpoint, open_checkpoint
 from outgrow.checkpoint.lineage import read_lineage
+from outgrow.errors import OutgrowError
 
 Layers = list[float]
 
@@ -119,7 +120,10 @@ def _matrices(checkpoint: Checkpoint) -> dict[str, dict[int, list[Tensor]]]:
 
 
 def _read(checkpoint: Checkpoint, tensor: Tensor) -> Any:
-    return checkpoint.tensors[tensor.name].read()
+    value: Any = checkpoint.tensors[tensor.name].read()
+    if not bool(value.isfinite().all()):
+        raise OutgrowError(f"'{tensor.name}' of '{checkpoint.directory}' holds what is no number; give a checkpoint from before that")
+    return value
 
 
 def _rms(tensor: Any) -> float:

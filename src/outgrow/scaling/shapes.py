@@ -29,10 +29,11 @@ def target_config(params: float, vocab: int = 32_000, context: int = 2048) -> di
             return _llama(shape, vocab, context)
     count, found = min(_candidates(vocab, context), key=lambda candidate: _distance(*candidate, params))
     if not 0.8 < count / params < 1.25:
-        embedding = 2 * vocab * found["hidden_size"]
+        small = f", {2 * vocab * found['hidden_size']:.3g} of them in embedding and head: ask for a smaller --vocab, another size"
+        large = f", {found['num_hidden_layers']} layers of {found['hidden_size']:,}: ask for another size"
         raise OutgrowError(
-            f"no shape has {params:.3g} parameters with a vocabulary of {vocab:,}; the nearest has {count:.3g}, {embedding:.3g} of them in "
-            "embedding and head: ask for another size, a smaller --vocab, or give your own with --target"
+            f"no shape has {params:.3g} parameters with a vocabulary of {vocab:,}; the nearest has {count:.3g}{small if count > params else large}, "
+            "or give your own with --target"
         )
     return found
 
