@@ -91,7 +91,7 @@ def test_a_killed_run_resumes_bitwise(run, packed, tmp_path):
     train(run, tmp_path / "whole", packed, None, Observer())
     (tmp_path / "run.json").write_text(run.model_dump_json())
     code = (
-        "import sys, time, torch; from pathlib import Path; torch.set_num_threads(2)\n"
+        "import sys, time, torch; from pathlib import Path; torch.set_num_threads(1)\n"
         "from outgrow.data.packed import open_packed; from outgrow.training.config import RunConfig\n"
         "from outgrow.training.loop import train\n"
         "class O:\n    def row(self, row): print('row', flush=True); time.sleep(0.05)\n    def stop(self): return False\n"

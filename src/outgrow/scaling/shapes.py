@@ -32,8 +32,8 @@ def target_config(params: float, vocab: int = 32_000, context: int = 2048) -> di
         small = f", {2 * vocab * found['hidden_size']:.3g} of them in embedding and head: ask for a smaller --vocab, another size"
         large = f", {found['num_hidden_layers']} layers of {found['hidden_size']:,}: ask for another size"
         raise OutgrowError(
-            f"no shape has {params:.3g} parameters with a vocabulary of {vocab:,}; the nearest has {count:.3g}{small if count > params else large}, "
-            "or give your own with --target"
+            f"no shape has {params:.3g} parameters with a vocabulary of {vocab:,}; the nearest has {count:.3g}"
+            f"{small if count > params else large}, or give your own with --target"
         )
     return found
 
