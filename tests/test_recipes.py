@@ -377,6 +377,21 @@ def test_muon_takes_the_matrices_of_blocks_and_resumes(run, packed, tmp_path):  
     assert not buffers.keys() & moments.keys()
 
 
+@pytest.mark.parametrize("policy", ["carry", "fresh-new"])
+def test_a_model_of_no_layers_grows_under_muon(recipe, tmp_path, policy):
+    """There is no matrix whose momentum could be carried: that of the new ones begins at zero, the rest goes on."""
+    edits = ["model.num_hidden_layers=0", "optimizer.kind=muon", "stages.1.grow=expand(layers=2, weights='random')", "branches=[]"]
+    base, grown, *_ = read_runs(recipe, [*edits, f"stages.1.optimizer={policy}", "stages.1.rate=keep"])
+    for one in (base, grown):
+        execute(one, tmp_path / "runs", Observer())
+    moments, momentum = (
+        load_file(latest_checkpoint(place(grown, tmp_path / "runs")) / f"{name}.safetensors") for name in ("exp_avg", "momentum_buffer")
+    )
+    assert len(momentum) == 2 * 7
+    assert all(value.any() for value in momentum.values())
+    assert not moments.keys() & momentum.keys()
+
+
 def test_learning_rates_move_with_the_width(make_model):
     model = make_model(vocab_size=53)
     settings = OptimizerConfig(learning_rate=1.0, tuned_at={"hidden": 12, "ffn": 37})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -64,11 +64,16 @@ class Optimizer:
                 found.setdefault(moment, {})[name] = state[moment] if moment in state else torch.zeros_like(value, requires_grad=False)
         return found
 
-    def restore(self, saved: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
-        """Puts saved moments and the step count back."""
+    def restore(self, saved: Mapping[str, Mapping[str, Tensor]], steps: int, fresh: Collection[str] = ()) -> None:
+        """Puts saved moments and the step count back.
+
+        Momentum of `fresh` parameters, which nothing of the source stands behind, begins at zero where the source has no matrix to be like.
+        """
         for name, value in self.parameters.items():
             kind = self.kinds[name]
             if any(name not in saved.get(moment, {}) for moment in MOMENTS[kind]):
+                if kind == "muon" and name in fresh:
+                    continue
                 raise OutgrowError(f"the saved optimizer state has nothing for '{name}' under {kind}; set start.optimizer to 'reset'")
             state: dict[str, Any] = {moment: saved[moment][name] for moment in MOMENTS[kind]}
             # Fused AdamW wants its step count where the parameters are.

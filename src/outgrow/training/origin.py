@@ -49,8 +49,11 @@ def from_seed(config: Config, seed: int) -> Origin:
 def from_directory(directory: Path) -> Origin:
     """A checkpoint, ours or any that can be opened."""
     found = open_checkpoint(directory)
-    read = from_files(found.tensors)
-    return Origin(found.config, read, read_lineage(directory), lambda optimizer: restore_optimizer(directory, optimizer), directory)
+    lineage = read_lineage(directory)
+    fresh = _fresh(GrowthPlan.from_json(lineage.plan)) if lineage.plan else []
+    return Origin(
+        found.config, from_files(found.tensors), lineage, lambda optimizer: restore_optimizer(directory, optimizer, fresh), directory
+    )
 
 
 def already_grown(plan: GrowthPlan, source: Lineage) -> Origin:
@@ -64,9 +67,12 @@ def already_grown(plan: GrowthPlan, source: Lineage) -> Origin:
 
 def _grown(plan: GrowthPlan, source: Lineage) -> Lineage:
     """The receipt of growth in memory."""
-    fresh = [tensor.name for tensor in plan.grown_arch.tensors(plan.target_config) if plan.is_fresh(tensor)]
-    trains = fresh if plan.trains_only_fresh else None
+    trains = _fresh(plan) if plan.trains_only_fresh else None
     return replace(source, plan=plan.as_json(), trains=trains, copies=plan.copies or None)
+
+
+def _fresh(plan: GrowthPlan) -> list[str]:
+    return [tensor.name for tensor in plan.grown_arch.tensors(plan.target_config) if plan.is_fresh(tensor)]
 
 
 def can_grow_in_place(plan: GrowthPlan, policy: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,8 +132,8 @@ def read_clock(directory: Path) -> Clock:
     return Clock(**read_json(directory / CLOCK))
 
 
-def restore_optimizer(directory: Path, optimizer: Optimizer) -> int:
-    """Loads the optimizer's state of a checkpoint, each rank its part; returns its step count."""
+def restore_optimizer(directory: Path, optimizer: Optimizer, fresh: Collection[str] = ()) -> int:
+    """Loads the optimizer's state of a checkpoint, each rank its part; returns its step count. `fresh`: see `Optimizer.restore`."""
     if not (directory / CLOCK).exists():
         raise OutgrowError(f"'{directory}' carries no optimizer state; set start.optimizer to 'reset'")
     steps = read_clock(directory).steps
@@ -142,7 +142,7 @@ def restore_optimizer(directory: Path, optimizer: Optimizer) -> int:
         wanted = {name: value for name, value in optimizer.parameters.items() if moment in MOMENTS[optimizer.kinds[name]]}
         saved[moment] = {name: like_parameter(value) for name, value in wanted.items() if name in stored}
         fill(saved[moment], from_files(stored))
-    optimizer.restore(saved, steps)
+    optimizer.restore(saved, steps, fresh)
     return steps
 
 
