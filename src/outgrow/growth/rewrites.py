@@ -58,11 +58,15 @@ def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, 
     block = axis.blocks[0]
     offset = block.index(space)
     unfolded = np.reshape(n, (*n.shape[:place], *[size_of(s, sizes) for s in block], *n.shape[place + 1 :]))
-    # Where rows do not mix, some at a time: float64 of all of them would be the largest thing in memory.
+    # Projected in float64, and where rows do not mix some at a time, since all of them would be the largest thing in memory.
+    end = 0
     for part in np.array_split(unfolded, max(1, unfolded.size >> 18)) if place else [unfolded]:
-        part -= lift.along(lift.onto_old(part, place + offset), place + offset, "read")
-        part *= share
-    return array + like(array, np.reshape(unfolded, n.shape))
+        unseen = part - lift.along(lift.onto_old(part, place + offset), place + offset, "read")
+        unseen *= share
+        unseen = np.reshape(unseen, (-1, *n.shape[1:]))
+        begin, end = end, end + len(unseen)
+        array[begin:end] += like(array, unseen)  # it is ours: a lift has just made it
+    return array
 
 
 def above(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slice) -> Any:
