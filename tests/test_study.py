@@ -352,6 +352,23 @@ def test_records_survive_a_kill_and_refuse_what_was_edited(tmp_path):
         Records(path)
 
 
+def test_two_studies_at_once_keep_every_run_once(tmp_path):
+    study, scale = nano("operators")
+    only = study.model_copy(update={"arms": {"scratch": study.arms["scratch"]}})
+    source = made_up(only, scale, tmp_path / "source.jsonl", lambda *a: power(*a, gain={}), seeds=1)
+    first, second, *_ = source.values()
+    path = tmp_path / "records.jsonl"
+    mine, other = Records(path), Records(path)
+    mine.add(first)
+    with path.open("a") as file:
+        file.write('{"identity": "cut sho')
+    other.add(second)
+    other.add(first)
+    mine.add(second)
+    assert [*Records(path)] == [first.identity, second.identity]
+    assert mine.keys() == other.keys() == Records(path).keys()
+
+
 # -- really trained
 
 

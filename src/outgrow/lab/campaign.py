@@ -122,8 +122,7 @@ def run_study(
             for future in _first(going):
                 run = going.pop(future)
                 record = _ended(run, root, future.result(), commit)
-                if record.identity not in records:
-                    records.add(record)
+                records.add(record)
                 done += own_flops(run)
                 rest = sum(own_flops(one) for one in wanted(study, scale, seeds, records))
                 left = rest / done * (time.monotonic() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -109,15 +110,26 @@ class Records(dict[str, Record]):
                 )
             self.require_text(record.environment.get("corpus_hash", ""), f"{path}:{number}: '{record.name}' was trained on")
             self[record.identity] = record
+        self._whole = path.stat().st_size if path.exists() else 0
 
     def add(self, record: Record) -> None:
-        """Keeps a record, on disk at once."""
-        self[record.identity] = record
+        """Keeps a record, on disk at once, and takes over what another study at the same scale has added meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self.path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(self._whole)
+            for line in file.read().splitlines(keepends=True):
+                if not line.endswith(b"\n"):  # cut short by a kill
+                    file.truncate(self._whole)
+                    break
+                other = Record(**json.loads(line))
+                self[other.identity] = other
+                self._whole += len(line)
+            if record.identity not in self:
+                self[record.identity] = record
+                self._whole += file.write((json.dumps(asdict(record)) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
 
     def require_text(self, corpus_hash: str, who: str) -> None:
         """Refuses to compare runs on different texts: 'python' is another corpus on another machine."""
