@@ -10,13 +10,15 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 COLOURS = ("#0f766e", "#6b7280", "#b45309", "#1d4ed8", "#be185d", "#4d7c0f", "#7c3aed", "#111827", "#a16207", "#dc2626")
+_SYMBOLS = {"": ("circle", "o"), ">": ("triangle-up", "^"), "<": ("triangle-down", "v")}  # of points and bounds, on a page and on paper
 
 
 @dataclass(frozen=True)
 class Series:
     """Points or a line, labelled point by point if asked; series of one name share a colour and an entry of the legend.
 
-    `between` are the lower and upper ends of error bars along y; `also` are other values for x, by what they are, to switch to on a page.
+    `between` are the lower and upper ends of error bars along y; `beyond` says of each point that the truth lies above it (`>`) or below
+    it (`<`); `also` are other values for x, by what they are, to switch to on a page.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Series:
     dashed: bool = False
     labels: Sequence[str] | None = None
     between: tuple[Sequence[float], Sequence[float]] | None = None
+    beyond: Sequence[str] = ()
     also: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
@@ -79,7 +82,7 @@ def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
                 showlegend=first,
                 mode=one.mode,
                 line={"color": colour, "width": 2, "dash": "dot" if one.dashed else "solid"},
-                marker={"size": 7, "color": colour},
+                marker={"size": 7, "color": colour, "symbol": [_SYMBOLS[mark][0] for mark in one.beyond] or "circle"},
                 error_y=bars,
                 text=list(one.labels) if one.labels else None,
                 hovertemplate=("%{text}<br>" if one.labels else "") + f"{one.name}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
@@ -145,7 +148,13 @@ def save_figures(figures: Sequence[Figure], path: Path) -> None:
             style = {"lines": ("-", ""), "markers": ("", "o"), "lines+markers": ("-", "o")}[one.mode]
             line = ":" if one.dashed and style[0] else style[0]
             label = one.name if first else "_"
-            axes.plot(one.x, one.y, linestyle=line or "none", marker=style[1] or None, color=colour, label=label, markersize=3.5, lw=1.4)
+            points = list(zip(one.x, one.y, one.beyond or [""] * len(one.x), strict=True))
+            for beyond in ("", *sorted({*one.beyond} - {""})):
+                x, y = ([point[axis] for point in points if point[2] == beyond] for axis in (0, 1))
+                marker = _SYMBOLS[beyond][1] if style[1] else None
+                axes.plot(
+                    x, y, linestyle=line or "none", marker=marker, color=colour, label="_" if beyond else label, markersize=3.5, lw=1.4
+                )
             if one.between:
                 axes.vlines(one.x, one.between[0], one.between[1], colors=colour, lw=0.8)
         if figure.level is not None:

@@ -68,12 +68,15 @@ def speed_ups(studied: Studied) -> Picture | None:
         ends = [figure.student or (figure.speed_up, figure.speed_up) for _, figure in known]
         between = [100 * low for low, _ in ends], [100 * high for _, high in ends]
         labels = [f"{names[number]} {quoted(figure)}" for number, figure in known]
-        series.append(Series(protocol, [number + shift for number, _ in known], y, "markers", labels=labels, between=between))
+        beyond = [figure.beyond for _, figure in known]
+        series.append(
+            Series(protocol, [number + shift for number, _ in known], y, "markers", labels=labels, between=between, beyond=beyond)
+        )
     paper = [(float(number), 100 * row.arm.paper) for number, row in enumerate(rows) if row.arm.paper is not None]
     if paper:
         series.append(Series("the paper's", [x for x, _ in paper], [y for _, y in paper], "markers", "#9ca3af"))
     title = f"{studied.study.name}: speed-up"
-    return Picture(title, "", "at equal loss, 95% over seeds, %", series, level=0.0, ticks=names)
+    return Picture(title, _bounds(series), "at equal loss, 95% over seeds, %", series, level=0.0, ticks=names)
 
 
 def along(studied: Studied) -> Picture | None:
@@ -89,8 +92,15 @@ def along(studied: Studied) -> Picture | None:
         ends = [one.student or (one.speed_up, one.speed_up) for one in figures if one]
         between = [100 * low for low, _ in ends], [100 * high for _, high in ends]
         x = [row.arm.along or 0.0 for row in chosen]
-        series.append(Series(f"against {other}", x, y, "markers", labels=[row.name for row in chosen], between=between))
-    return Picture(f"{studied.study.name}: annealed speed-up", studied.study.axis, "speed-up, %", series, level=0.0)
+        beyond = [one.beyond for one in figures if one]
+        series.append(Series(f"against {other}", x, y, "markers", labels=[row.name for row in chosen], between=between, beyond=beyond))
+    axis = "; ".join(text for text in (studied.study.axis, _bounds(series)) if text)
+    return Picture(f"{studied.study.name}: annealed speed-up", axis, "speed-up, %", series, level=0.0)
+
+
+def _bounds(series: Sequence[Series]) -> str:
+    """How to read triangles, where there are any."""
+    return "triangles: at least, or at most" if any(mark for one in series for mark in one.beyond) else ""
 
 
 def instants(studied: Studied) -> Picture | None:
