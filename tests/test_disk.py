@@ -76,7 +76,7 @@ def test_every_example_runs(example, capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("operator", ["random-width(hidden=36)", "zero-width(hidden=36)", "stack(factor=2), zero-width(hidden=36)"])
 def test_rows_made_apart_are_those_of_the_whole(source, tmp_path, operator, monkeypatch):
-    monkeypatch.setattr("outgrow.growth.fresh._PIECE", 7 * 36)
+    monkeypatch.setattr("outgrow.growth.rows._PIECE", 7 * 36)
     plan = outgrow.grow(source, tmp_path / "target", operator, dtype="float32")
     whole = outgrow.grow_state(plan, {name: value.float() for name, value in load_file(source / "model.safetensors").items()})
     assert all(torch.equal(value, whole[name]) for name, value in load_file(tmp_path / "target" / "model.safetensors").items())
@@ -200,10 +200,10 @@ def test_bytes_do_not_depend_on_threads_or_on_how_copies_are_made(source, tmp_pa
     assert found[0] == found[1] == found[2]
 
 
-def huge(directory, hidden=1024, ffn=4096, layers=4):
+def huge(directory, hidden=1024, ffn=4096, layers=4, vocab=32000):
     """A checkpoint of a few hundred MB that occupies no disk: a header and a hole."""
     config = {**TINY["llama"], "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 16,
-              "num_key_value_heads": 16, "head_dim": 64, "vocab_size": 32000}  # fmt: skip
+              "num_key_value_heads": 16, "head_dim": 64, "vocab_size": vocab}  # fmt: skip
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     header, entries = write_header({name: ("BF16", shape) for name, shape in LLAMA.shapes(config).items()})
@@ -242,6 +242,16 @@ def test_arithmetic_takes_a_few_times_the_largest_tensor(tmp_path, operator):
     assert peak_megabytes(code, small, tmp_path / "one") < libraries + 3 * largest
     large = huge(tmp_path / "large", layers=6)
     assert peak_megabytes(code, large, tmp_path / "six") < libraries + 3 * largest
+
+
+@pytest.mark.parametrize("form", ["huggingface", "dcp"])
+@pytest.mark.parametrize("operator", ["direct-width(hidden=1536, kv=24, ffn=24576, noise=0.2)", "aki(hidden=1536, kv=24, ffn=24576)"])
+def test_so_does_a_largest_tensor_that_grows_on_both_sides(tmp_path, operator, form):
+    """A matrix of a block, all of whose rows grow too, is made a few rows at a time as well."""
+    code = f"import sys, outgrow; outgrow.grow(sys.argv[1], sys.argv[2], {operator!r}, form={form!r})"
+    libraries = peak_megabytes("import torch, safetensors, outgrow" + (", torch.distributed.checkpoint" if form == "dcp" else ""))
+    source = huge(tmp_path / "source", ffn=16384, layers=1, vocab=1000)
+    assert peak_megabytes(code, source, tmp_path / "target") < libraries + 3 * (24576 * 1536 * 2 / 2**20)
 
 
 def test_moments_take_a_few_times_the_largest_of_them(tmp_path):

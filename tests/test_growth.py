@@ -14,6 +14,7 @@ from outgrow.growth.fresh import masked, normal
 from outgrow.growth.operators import OPERATORS, make_plan
 from outgrow.growth.operators.arrange import layer_list
 from outgrow.growth.plan import Claims, GrowthPlan, connection_rate
+from outgrow.lab.check import default_knobs
 from outgrow.lab.tiny import TINY
 from outgrow.spaces import copies, isometry, mean, pad
 
@@ -315,6 +316,38 @@ def test_partial_periods_of_a_hybrid_model_are_refused(text):
         ):
             planned(text, config)
     assert planned("interpolate", TINY["gemma2"]).layers == (0, 1, 0, 1, 2, 3, 2, 3)
+
+
+BY_ROWS = [
+    *OPERATORS, "direct-width(ffn=74), direct-width(hidden=36, kv=3, noise=0.5)", "stack(factor=2), fpi(hidden=48, kv=4)",
+    "aki(hidden=48, kv=4, ffn=74), noise(share=0.3)", "expand(layers=6, weights='random'), staged-width",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox", "phi3", "mixtral"])
+@pytest.mark.parametrize("text", BY_ROWS)
+def test_tensors_made_in_pieces_are_those_made_at_once(text, family, monkeypatch):
+    """Weights and moments, to the last bit; learned maps, which multiply matrices, to rounding."""
+    monkeypatch.setattr("outgrow.growth.rows._PIECE", 8 * 24)
+    config = TINY[family]
+    try:
+        plan = planned(text, config, **(default_knobs(text, arch_for(config), config) if text in OPERATORS else {}))
+    except OutgrowError as error:
+        assert text in ("upcycle", "more-experts"), error
+        return
+    source = {name: value.astype(np.float32) for name, value in source_of(config).items()}
+    learned = "learn" in text
+    grown = Grown(plan, lambda name, rows: source[name][rows].copy())
+    apart = 0
+    for name in grown.tensors:
+        pieces = list(grown.pieces(name))
+        apart += len(pieces) > 1
+        found, whole = np.concatenate([grown.weight(name, rows) for rows in pieces]), grown.weight(name)
+        np.testing.assert_allclose(found, whole, *((1e-4, 1e-6) if learned else (0, 0)))
+        for channel, policy in [] if learned else [("gradient", "carry"), ("square", "fresh-new")]:
+            found = np.concatenate([grown.state(name, channel, policy, rows) for rows in pieces])
+            np.testing.assert_array_equal(found, grown.state(name, channel, policy))
+    assert apart > 0.5 * sum(tensor.spec.decays for tensor in plan.grown_arch.tensors(plan.target_config))
 
 
 def test_transport_of_a_second_moment_is_the_square_of_the_dual():

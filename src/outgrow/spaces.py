@@ -24,6 +24,7 @@ from outgrow.errors import OutgrowError
 Role = Literal["write", "read", "gain", "shift"]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+Rows = slice | Indices  # some of an axis
 ZERO, MEAN = -1, -2  # sources of a new index that copies no old one: it holds zero, or the mean of the old ones
 
 
@@ -112,6 +113,29 @@ class Lift:
             yield firsts
             left = np.setdiff1d(left, firsts)
 
+    def part(self, rows: Rows, role: Role) -> tuple[Rows, Lift]:
+        """The old indices that some of the new ones need, in order, and the lift from those alone; a mean needs all."""
+        source = self.source[rows]
+        if role == "write" and (source == MEAN).any():
+            return slice(None), Lift(self.size, source, self.write[rows], self.read[rows], self.gain[rows])
+        needed = np.unique(np.maximum(source, 0))
+        source = np.where(source < 0, source, np.searchsorted(needed, source))
+        lift = Lift(len(needed), source, self.write[rows], self.read[rows], self.gain[rows])
+        return slice(None) if len(needed) == self.size else needed, lift
+
+    def beside(self, other: Lift) -> Lift:
+        """The lift of an axis that holds this space and then the other; neither may hold means."""
+        source = np.concatenate([self.source, np.where(other.source < 0, other.source, other.source + self.size)])
+        pairs = ((self.write, other.write), (self.read, other.read), (self.gain, other.gain))
+        return Lift(self.size + other.size, source, *(np.concatenate(pair) for pair in pairs))
+
+    def outer(self, other: Lift) -> Lift:
+        """The lift of an axis that holds, for every index of this space, all of the other; neither may hold means."""
+        both = np.where(self.source[:, None] < 0, ZERO, self.source[:, None] * other.size + other.source)
+        source = np.where(other.source < 0, ZERO, both)
+        pairs = ((self.write, other.write), (self.read, other.read), (self.gain, other.gain))
+        return Lift(self.size * other.size, source.ravel(), *(np.outer(*pair).ravel() for pair in pairs))
+
     def dual(self) -> Lift:
         """The lift by which gradients, and so Adam's first moment, move: writes and reads trade places.
 
@@ -196,6 +220,10 @@ class Dense:
         matrix = array.new_tensor(matrix) if torch_array and isinstance(self.matrix, np.ndarray) else matrix
         matrix = matrix if torch_array else matrix.astype(array.dtype)
         return (array.swapaxes(axis, -1) @ matrix.T).swapaxes(axis, -1)
+
+    def part(self, rows: Rows, role: Role) -> tuple[Rows, Dense]:
+        """The old indices that some of the new ones need, which is all of them, and the map from those."""
+        return slice(None), Dense(self.matrix[rows])
 
 
 AnyLift = Lift | Dense

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import math
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 from outgrow.checkpoint.safetensors_file import TORCH_NAMES, Entry, Stored, entry_bytes, read_comments, stored_in, widened
 from outgrow.errors import OutgrowError
+from outgrow.spaces import Rows
 
 METADATA = ".metadata"
 SHARDING = "DCP_SHARDING_INFO"  # where a safetensors file of chunks says which part of each tensor it holds
@@ -75,13 +77,13 @@ class Chunked:
             tensor[tuple(slice(at, at + size) for at, size in zip(chunk.offsets, chunk.shape, strict=True))] = chunk.load()
         return self.turned(tensor)
 
-    def load(self, rows: slice = slice(None)) -> Any:
+    def load(self, rows: Rows = slice(None)) -> Any:
         """The tensor, or some of its rows, as a torch tensor of its own type."""
         return self.whole()[rows]
 
-    def read(self, rows: slice = slice(None)) -> Any:
-        """The tensor, or some of its rows, in fp32 for arithmetic (float64 if it is float64)."""
-        return widened(self.load(rows))
+    def read(self) -> Any:
+        """The tensor in fp32 for arithmetic (float64 if it is float64)."""
+        return widened(self.load())
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,10 @@ def write_dcp(
     from torch import distributed
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-    from torch.distributed.checkpoint.filesystem import FileSystemWriter
-    from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
+    from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
     from torch.distributed.checkpoint.state_dict_saver import save
+    from torch.distributed.checkpoint.storage import WriteResult
 
     class Planner(DefaultSavePlanner):
         """Makes a tensor when it is to be written."""
@@ -143,6 +146,28 @@ def write_dcp(
         def resolve_data(self, write_item: WriteItem) -> Any:
             name = write_item.index.fqn
             return io.BytesIO(blobs[name].read()) if write_item.type == WriteItemType.BYTE_IO else make(name)
+
+    class Writer(FileSystemWriter):
+        """Writes a tensor and lets go of it; torch's own holds them all until the file is closed."""
+
+        def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+            results: list[WriteResult] = []
+            name = f"{plan.storage_data.prefix}0.distcp"
+            with (directory / name).open("wb") as file:
+                for item in plan.items:
+                    begin, data = file.tell(), planner.resolve_data(item)
+                    if isinstance(data, io.BytesIO):
+                        file.write(data.getbuffer())
+                    else:
+                        torch.save(data, file)
+                    del data  # before the next is made
+                    length = file.tell() - begin
+                    results.append(WriteResult(item.index, length, _StorageInfo(name, begin, length)))
+                file.flush()
+                os.fsync(file.fileno())
+            done = torch.futures.Future[list[WriteResult]]()
+            done.set_result(results)
+            return done
 
     many = distributed.is_initialized()
     share = slice(distributed.get_rank(), None, distributed.get_world_size()) if many else slice(None)
@@ -153,7 +178,7 @@ def write_dcp(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is")  # says that there is one process
         try:
-            save({**state, **blobs}, storage_writer=FileSystemWriter(directory), planner=Planner(), no_dist=not many)
+            save({**state, **blobs}, storage_writer=Writer(directory), planner=Planner(), no_dist=not many)
         except CheckpointException as error:  # it holds what went wrong on every rank
             first = next(iter(error.failures.values()))
             raise (first[0] if isinstance(first, tuple) else first) from None

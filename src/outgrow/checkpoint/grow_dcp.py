@@ -9,7 +9,7 @@ from typing import Any
 
 from outgrow.checkpoint.dcp import Blob, Chunked, write_dcp
 from outgrow.checkpoint.huggingface import Checkpoint
-from outgrow.checkpoint.layout import stored_as
+from outgrow.checkpoint.layout import assembled, reader, stored_as
 from outgrow.checkpoint.names import Names
 from outgrow.checkpoint.optimizer_state import MOMENTS, stored_moments
 from outgrow.checkpoint.safetensors_file import FLOATS, entry_bytes
@@ -53,7 +53,7 @@ def distributed_layout(checkpoint: Checkpoint, plan: GrowthPlan, names: Names, p
     """Weights under `names`, and with them, unless they are reset, the optimizer's state and whatever else the source holds."""
     found = Distributed()
     shapes = plan.grown_arch.shapes(plan.target_config)
-    grown = Grown(plan, lambda name, rows: checkpoint.tensors[name].read(rows))
+    grown = Grown(plan, reader(checkpoint.tensors))
     for name, shape in shapes.items():
         own = checkpoint.tensors[grown.reference(name)].entry.dtype
         if own not in FLOATS:
@@ -82,7 +82,7 @@ def _add_state(found: Distributed, checkpoint: Checkpoint, plan: GrowthPlan, nam
     shapes = plan.grown_arch.shapes(plan.target_config)
     for before, moment in sorted({key for fields in of_parameters.values() for key in fields}):
         stored = {name: fields[before, moment] for name, fields in of_parameters.items() if (before, moment) in fields}
-        grown = Grown(plan, lambda name, rows, stored=stored: stored[name].read(rows))  # type: ignore[union-attr]
+        grown = Grown(plan, reader(stored))
         for name in grown.tensors:
             one = stored.get(grown.reference(name))
             key = f"{before}{names.on_disk(name)}.{moment}"
@@ -101,12 +101,17 @@ def _add_state(found: Distributed, checkpoint: Checkpoint, plan: GrowthPlan, nam
 def _weight(checkpoint: Checkpoint, grown: Grown, name: str, turned: Callable[[Any], Any], dtype: str) -> Callable[[], Any]:
     def make() -> Any:
         source = grown.copied_from(name)
-        if source is None:
-            return stored_as(turned(grown.weight(name)), dtype, name).contiguous()
-        return stored_as(turned(checkpoint.tensors[source].load()), dtype, name).contiguous()
+        if source is not None:
+            return stored_as(turned(checkpoint.tensors[source].load()), dtype, name).contiguous()
+        parts = (grown.weight(name, rows) for rows in grown.pieces(name))
+        return turned(assembled(parts, dtype, grown.shape(name), name)).contiguous()
 
     return make
 
 
 def _moment(grown: Grown, name: str, moment: str, policy: Policy, turned: Callable[[Any], Any], dtype: str) -> Callable[[], Any]:
-    return lambda: stored_as(turned(grown.state(name, MOMENTS[moment], policy)), dtype, name).contiguous()
+    def make() -> Any:
+        parts = (grown.state(name, MOMENTS[moment], policy, rows) for rows in grown.pieces(name))
+        return turned(assembled(parts, dtype, grown.shape(name), name)).contiguous()
+
+    return make

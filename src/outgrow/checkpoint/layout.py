@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from outgrow.checkpoint.huggingface import Checkpoint, shard_name, shards
 from outgrow.checkpoint.optimizer_state import CLOCK, MOMENTS, grown_names, moment_file, stored_moments
-from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, FLOATS, Entry, Stored, write_header
+from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, FLOATS, Entry, Stored, widened, write_header
 from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown, Policy
-from outgrow.growth.fresh import pieces
 from outgrow.growth.plan import GrowthPlan
+from outgrow.spaces import Rows
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype:
         largest: bytes of tensors in one file, at most.
         dtype: one of `FLOATS` for all tensors; each keeps its own if None.
     """
-    grown = Grown(plan, lambda name, rows: checkpoint.tensors[name].read(rows))
+    grown = Grown(plan, reader(checkpoint.tensors))
     shapes = plan.grown_arch.shapes(plan.target_config)
     own = {name: checkpoint.tensors[grown.reference(name)].entry.dtype for name in grown.tensors}
     copied: dict[str, Stored] = {}
@@ -61,8 +61,7 @@ def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype:
             raise OutgrowError(f"'{name}' is stored as {own[name]}, in which growth cannot compute; save the model in bf16 first")
 
     def compute(name: str) -> Iterator[Any]:
-        apart = all(isinstance(one, Stored) for one in checkpoint.tensors.values()) and grown.has_rows_apart(name)
-        return (grown.weight(name, rows) for rows in (pieces(shapes[name]) if apart else [slice(None)]))
+        return (grown.weight(name, rows) for rows in grown.pieces(name))
 
     files = shards({name: (dtype or own[name], shape) for name, shape in shapes.items()}, largest)
     laid_out: list[Shard] = []
@@ -88,15 +87,29 @@ def moment_shards(checkpoint: Checkpoint, plan: GrowthPlan, policy: Policy) -> l
     files: list[Shard] = []
     for moment, stored in found.items():
         _same_shapes(checkpoint, stored)
-        grown = Grown(plan, lambda name, rows, stored=stored: stored[name].read(rows))
+        grown = Grown(plan, reader(stored))
         tensors = {name: (stored[grown.reference(name)].entry.dtype, shapes[name]) for name in grown_names(grown, stored)}
 
         def compute(name: str, grown: Grown = grown, moment: str = moment) -> Iterator[Any]:
-            some = pieces(shapes[name]) if grown.has_rows_apart(name) else [slice(None)]
-            return (grown.state(name, MOMENTS[moment], policy, rows) for rows in some)
+            return (grown.state(name, MOMENTS[moment], policy, rows) for rows in grown.pieces(name))
 
         files.append(Shard(moment_file(Path(), moment).name, *write_header(tensors), {}, compute))
     return files
+
+
+def reader(tensors: Mapping[str, Any]) -> Callable[[str, Rows], Any]:
+    """Reads rows of stored tensors for arithmetic. One that lies in chunks is loaded whole, and kept until another is."""
+    kept: dict[str, Any] = {}
+
+    def read(name: str, rows: Rows) -> Any:
+        if isinstance(tensors[name], Stored):
+            return tensors[name].read(rows)
+        if name not in kept:
+            kept.clear()  # before another is loaded
+            kept[name] = tensors[name].whole()
+        return widened(kept[name][rows])
+
+    return read
 
 
 def bytes_of(tensor: Any, dtype: str, name: str) -> Any:
@@ -112,6 +125,18 @@ def stored_as(tensor: Any, dtype: str, name: str) -> Any:
     if dtype == "F16" and not bool((cast.isfinite() | ~tensor.isfinite()).all()):
         raise OutgrowError(f"'{name}' holds numbers that float16 cannot; store it as bfloat16 or float32 with --dtype")
     return cast
+
+
+def assembled(parts: Iterable[Any], dtype: str, shape: tuple[int, ...], name: str) -> Any:
+    """Computed rows, one after another, as the torch tensor that is stored."""
+    import torch
+
+    whole = torch.empty(shape, dtype=getattr(torch, FLOATS[dtype]))
+    begin = 0
+    for part in parts:
+        whole[begin : begin + len(part)] = stored_as(part, dtype, name)
+        begin += len(part)
+    return whole
 
 
 def raw(tensor: Any) -> Any:

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from outgrow.errors import OutgrowError
 from outgrow.files import DuplicateKeyError, refuse_special, without_duplicates
+from outgrow.spaces import Rows
 
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -58,25 +61,27 @@ class Stored:
     def files(self) -> set[Path]:
         return {self.path}
 
-    def load(self, rows: slice = slice(None)) -> Any:
+    def load(self, rows: Rows = slice(None)) -> Any:
         """The tensor, or some of its rows, as a torch tensor of its own type; read and not mapped, which is slow on network disks."""
         import torch
 
         shape, dtype = self.entry.shape, getattr(torch, TORCH_NAMES[self.entry.dtype])
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)[rows]
-        first, last, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
+        wanted = np.arange(shape[0] if shape else 1)[rows]
         row_bytes = self.entry.bytes // (shape[0] if shape else 1)
-        data = bytearray((last - first) * row_bytes)
+        data = bytearray(len(wanted) * row_bytes)
+        view = memoryview(data)
         with self.path.open("rb", buffering=0) as file:
-            file.seek(self.entry.begin + first * row_bytes)
-            view = memoryview(data)
-            while view:
-                count = file.readinto(view)
-                if not count:
-                    raise OutgrowError(f"'{self.path}' became shorter while it was read")
-                view = view[count:]
-        return torch.frombuffer(data, dtype=dtype).reshape(last - first, *shape[1:]) if shape else torch.frombuffer(data, dtype=dtype)[0]
+            for run in np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1):
+                file.seek(self.entry.begin + int(run[0]) * row_bytes)
+                end = len(view) - len(run) * row_bytes
+                while len(view) > end:
+                    count = file.readinto(view[: len(view) - end])
+                    if not count:
+                        raise OutgrowError(f"'{self.path}' became shorter while it was read")
+                    view = view[count:]
+        return torch.frombuffer(data, dtype=dtype).reshape(len(wanted), *shape[1:]) if shape else torch.frombuffer(data, dtype=dtype)[0]
 
     def same_bytes(self, other: Stored) -> bool:
         """Does another stored tensor hold the same?"""
@@ -96,7 +101,7 @@ class Stored:
                 left -= len(block)
                 yield block
 
-    def read(self, rows: slice = slice(None)) -> Any:
+    def read(self, rows: Rows = slice(None)) -> Any:
         """The tensor, or some of its rows, in fp32 for arithmetic (float64 if it is float64)."""
         return widened(self.load(rows))
 

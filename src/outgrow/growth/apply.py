@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from outgrow.arch import Spec, Tensor, parse, size_of
+from outgrow.arch import Axis, Spec, Tensor, parse, size_of
 from outgrow.errors import OutgrowError
-from outgrow.growth.fresh import empty_like, entries, is_silent, like, mask_of, normal_rows, pieces
+from outgrow.growth.fresh import empty_like, entries, is_silent, like, mask_of, normal_rows
 from outgrow.growth.plan import GrowthPlan
 from outgrow.growth.rewrites import REWRITES
-from outgrow.spaces import AnyLift, Dense, Lift, Role
+from outgrow.growth.rows import folded, pieces
+from outgrow.spaces import MEAN, AnyLift, Dense, Lift, Rows
 
 # What moves: parameters; what adds up like their gradients (Adam's and Muon's momentum); squares of those.
 Channel = Literal["weight", "gradient", "square"]
@@ -23,33 +24,36 @@ Lifts = Mapping[str, AnyLift]
 Sizes = Mapping[str, int]
 
 
-def transport(spec: Spec, array: Any, lifts: Lifts, sizes: Sizes, channel: Channel = "weight", embedding: Spec | None = None) -> Any:
+def transport(
+    spec: Spec, array: Any, lifts: Lifts, sizes: Sizes, channel: Channel = "weight", embedding: Spec | None = None, rows: Rows = slice(None)
+) -> Any:  # fmt: skip
     """A tensor over the grown spaces: W' = D_out W R_in, a gain by its own factor; gradients by the dual lift.
 
     Args:
         spec: what the parameter writes and reads.
-        array: numpy array or torch tensor, in its stored shape.
+        array: numpy array or torch tensor, in its stored shape; of its rows those that `rows` need.
         lifts: space -> lift.
         sizes: old sizes of all spaces.
         channel: what `array` holds.
         embedding: spec of the embedding that the output head shares; None if it shares none.
+        rows: those of the grown tensor that are made.
     """
     if not is_lifted(spec, lifts):
         return array
     is_weight = channel == "weight"
     power = 2 if channel == "square" else 1
     moved = array + 1 if spec.plus_one and is_weight else array
-    used = lifts if is_weight else {name: _dual(lift) for name, lift in lifts.items()}
+    used = _moving(lifts, channel)
     for place, axis in enumerate(spec.axes):
         if axis.spaces & used.keys():
-            moved = _along_axis(moved, place, axis.blocks, axis.role, used, sizes, power)
+            moved = _along_axis(moved, place, axis, used, sizes, power, slice(None) if place else rows)
     if is_weight and spec.is_gain:  # a new channel begins with a gain of one
         moved = moved + like(moved, np.logical_or(*entries(spec, lifts, sizes, "empty")).astype(np.float64))
     scale = _multiplier(spec, lifts, channel)
     if spec.before_tied_head and embedding is not None:
         scale = scale / _multiplier(embedding, lifts, channel) * _fold(spec, used)
     if not np.all(scale == 1.0):
-        moved = moved * like(moved, scale**power)
+        moved *= like(moved, scale**power)  # ours: a lift has just made it
     return moved - 1 if spec.plus_one and is_weight else moved
 
 
@@ -63,38 +67,40 @@ class Grown:
 
     Args:
         plan: how it is made.
-        read: (name, rows) -> those rows of an array of the source, all unless some are asked for; one checkpoint for weights, others for
-            the moments under the same names.
+        read: (name, rows) -> those rows of an array of the source; one checkpoint for weights, others for the moments under the same names.
     """
 
-    def __init__(self, plan: GrowthPlan, read: Callable[[str, slice], Any]) -> None:
+    def __init__(self, plan: GrowthPlan, read: Callable[[str, Rows], Any]) -> None:
         self.plan = plan
         self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in plan.grown_arch.tensors(plan.target_config)}
         self._before = Grown(plan.after, read) if plan.after else None
         self._read = read
+        self._means: dict[tuple[str, Policy], float] = {}
         self._sizes = plan.arch.sizes(plan.source_config)
         tied = plan.arch.aliases(plan.source_config).values()
         self._embedding = next((parse(plan.arch.top[name]) for name in tied), None)
         self._sources = {tensor.name for tensor in plan.arch.tensors(plan.source_config)}
 
-    def weight(self, name: str, rows: slice = slice(None)) -> Any:
-        """A parameter of the target, or, if it `has_rows_apart`, some rows of it."""
+    def pieces(self, name: str) -> Iterator[slice]:
+        """Rows of a parameter that can be made one after another, so that memory never holds a second one of its size."""
+        shape = self.shape(name)
+        return pieces(shape, few=not self._reads_apart(name)) if self._has_rows(name) else iter([slice(None)])
+
+    def weight(self, name: str, rows: Rows = slice(None)) -> Any:
+        """A parameter of the target, or, if it comes in `pieces`, some rows of it."""
         plan, tensor = self.plan, self.tensors[name]
 
-        def source(other: str) -> Any:
-            return self._before.weight(other, rows) if self._before else self._read(other, rows)
-
         def moved(other: Tensor) -> Any:
-            return self._moved(other, source, "weight", rows)
+            return self._moved(other, self._weight_read, "weight", rows)
 
-        array = self._from_nothing(tensor, source) if plan.source_of(tensor) is None else moved(tensor)
+        array = self._from_nothing(tensor, rows) if plan.source_of(tensor) is None else moved(tensor)
         for rewrite, knobs in plan.rewrites.items():
             if REWRITES[rewrite].touches(plan, tensor):
                 array = REWRITES[rewrite].apply(plan, tensor, array, moved, rows, **knobs)
         return array
 
-    def state(self, name: str, channel: Channel, policy: Policy, rows: slice = slice(None)) -> Any:
-        """A moment of the target's optimizer, from the source's of the same kind; if it `has_rows_apart`, or some rows of it.
+    def state(self, name: str, channel: Channel, policy: Policy, rows: Rows = slice(None)) -> Any:
+        """A moment of the target's optimizer, from the source's of the same kind; if it comes in `pieces`, or some rows of it.
 
         `carry` moves it by the dual lift. `fresh-new` gives it to what was there before and not to the copies. What no entry
         of the source stands behind begins at zero; its second moment begins at the tensor's mean, because zero with an old
@@ -103,26 +109,40 @@ class Grown:
         plan, tensor = self.plan, self.tensors[name]
         if plan.depth_maps or any(isinstance(lift, Dense) for lift in plan.lifts.values()):
             raise OutgrowError(f"no law moves optimizer state through the learned maps of '{plan.operator}'; use --optimizer reset")
-        shape = self._shape(tensor)
         if plan.source_of(tensor) is None:
-            near = self._state_read(self._near(tensor), channel, policy, slice(None))
-            begin = _mean(near[some] for some in pieces(tuple(near.shape))) if channel == "square" else 0.0
-            return like(near, np.full((len(range(*rows.indices(shape[0]))), *shape[1:]), begin))
+            shape = (len(np.arange(self.shape(tensor.name)[0])[rows]), *self.shape(tensor.name)[1:])
+            kind = self._state_read(self._near(tensor), channel, policy, slice(0, 1))
+            return like(kind, np.full(shape, self._begin(tensor, channel, policy)))
         moved = self._state_moved(tensor, channel, policy, rows)
         is_new = mask_of(plan, tensor, "repeated" if policy == "fresh-new" else "empty", rows)
         if not np.any(is_new):
             return moved
-        begin = 0.0
-        if channel == "square":
-            whole = rows == slice(None)
-            begin = _mean(moved[some] if whole else self._state_moved(tensor, channel, policy, some) for some in pieces(shape))
-        return moved * like(moved, 1.0 - is_new) + like(moved, is_new * begin)
+        moved = moved * like(moved, 1.0 - is_new)
+        moved += like(moved, is_new * self._begin(tensor, channel, policy))
+        return moved
 
-    def _state_read(self, source: str, channel: Channel, policy: Policy, rows: slice) -> Any:
+    def _weight_read(self, source: str, rows: Rows) -> Any:
+        return self._before.weight(source, rows) if self._before else self._read(source, rows)
+
+    def _state_read(self, source: str, channel: Channel, policy: Policy, rows: Rows) -> Any:
         return self._before.state(source, channel, policy, rows) if self._before else self._read(source, rows)
 
-    def _state_moved(self, tensor: Tensor, channel: Channel, policy: Policy, rows: slice) -> Any:
-        return self._moved(tensor, lambda source: self._state_read(source, channel, policy, rows), channel)
+    def _state_moved(self, tensor: Tensor, channel: Channel, policy: Policy, rows: Rows) -> Any:
+        return self._moved(tensor, lambda source, some: self._state_read(source, channel, policy, some), channel, rows)
+
+    def _begin(self, tensor: Tensor, channel: Channel, policy: Policy) -> float:
+        """With what a moment begins where no entry of the source stands behind it."""
+        if channel != "square":
+            return 0.0
+        key = tensor.name, policy
+        if key not in self._means and self.plan.source_of(tensor) is not None:
+            self._means[key] = _mean(self._state_moved(tensor, channel, policy, rows) for rows in self.pieces(tensor.name))
+        elif key not in self._means:
+            near = self._near(tensor)
+            shape = self.plan.arch.shapes(self.plan.source_config)[near]
+            parts = self._before.pieces(near) if self._before else pieces(shape)
+            self._means[key] = _mean(self._state_read(near, channel, policy, rows) for rows in parts)
+        return self._means[key]
 
     def copied_from(self, name: str) -> str | None:
         """The tensor of the very first source that this one equals byte for byte, if it does by construction."""
@@ -138,17 +158,21 @@ class Grown:
         source = self.plan.source_of(self.tensors[name])
         return source is not None and (self._before is None or self._before.has_source(source))
 
-    def has_rows_apart(self, name: str) -> bool:
-        """Is every row of a tensor made of the same row of its source, so that they can be made a few at a time?"""
-        plan, tensor = self.plan, self.tensors[name]
-        source = plan.source_of(tensor)
-        rows, *others = tensor.spec.axes
-        if source is None or not others or rows.spaces & plan.lifts.keys():
+    def _has_rows(self, name: str) -> bool:
+        """Can some rows of a tensor be made without the others?"""
+        tensor, source = self.tensors[name], self.plan.source_of(self.tensors[name])
+        if not tensor.spec.decays or (source is not None and self._before is not None and not self._before._has_rows(source)):
             return False
-        rewrites = [REWRITES[rewrite] for rewrite in plan.rewrites]
-        if not all(one.rows_apart(plan, tensor) for one in rewrites if one.touches(plan, tensor)):
-            return False
-        return self._before.has_rows_apart(source) if self._before else True
+        return source is None or not tensor.spec.axes[0].spaces & self.plan.lifts.keys() or self._first_lift(tensor, "weight") is not None
+
+    def _reads_apart(self, name: str) -> bool:
+        """Do some rows of a tensor need some rows of its source, and not all?"""
+        source = self.plan.source_of(self.tensors[name])
+        if source is None:
+            return True
+        lift, writes = self._first_lift(self.tensors[name], "weight"), self.tensors[name].spec.axes[0].role == "write"
+        apart = lift is None or (isinstance(lift, Lift) and not (writes and (lift.source == MEAN).any()))
+        return apart and (self._before is None or self._before._reads_apart(source))
 
     def reference(self, name: str) -> str:
         """A tensor of the very first source that this one is made from, or is like: for its dtype."""
@@ -161,17 +185,19 @@ class Grown:
         same = plan.arch.name(plan.keys.get(tensor.key) or tensor.key, None if tensor.layer is None else 0, tensor.expert)
         return plan.source_of(tensor) or (same if same in self._sources else min(self._sources))
 
-    def _moved(self, tensor: Tensor, read: Callable[[str], Any], channel: Channel, rows: slice = slice(None)) -> Any:
-        """A tensor that has a source: along its spaces, and times its branch's factor."""
+    def _moved(self, tensor: Tensor, read: Callable[[str, Rows], Any], channel: Channel, rows: Rows) -> Any:
+        """Rows of a tensor that has a source: along its spaces, and times its branch's factor."""
         plan = self.plan
         source = plan.source_of(tensor)
         assert source is not None
+        lift = self._first_lift(tensor, channel)
+        needed = rows if lift is None else lift.part(rows, tensor.spec.axes[0].role)[0]
         if depth_map := _depth_map(plan, tensor):
             names = [plan.arch.name(tensor.key, layer, tensor.expert) for layer in range(len(depth_map))]
-            array = sum(weight * read(name) for name, weight in zip(names, depth_map, strict=True))
+            array = sum(weight * read(name, needed) for name, weight in zip(names, depth_map, strict=True))
         else:
-            array = read(source)
-        moved = transport(tensor.spec, array, plan.lifts, self._sizes, channel, self._embedding)
+            array = read(source, needed)
+        moved = transport(tensor.spec, array, plan.lifts, self._sizes, channel, self._embedding, rows)
         factor = plan.factor(tensor)
         if channel == "weight":
             moved = _times(tensor.spec, moved, factor)
@@ -180,7 +206,7 @@ class Grown:
         share = _read_share(plan, tensor) / (factor or 1.0)
         return moved if share == 1 else moved * share ** (2 if channel == "square" else 1)
 
-    def _fill(self, tensor: Tensor, array: Any, rows: slice) -> Any:
+    def _fill(self, tensor: Tensor, array: Any, rows: Rows) -> Any:
         """Random weights where a lift gives nothing, but not in what must be silent at first."""
         plan = self.plan
         if plan.fill == "zero" or not tensor.spec.decays or not is_lifted(tensor.spec, plan.lifts) or is_silent(plan, tensor):
@@ -194,24 +220,31 @@ class Grown:
             array[some] += like(array, values * where[some])  # ours: a lift has just made it
         return array
 
-    def _from_nothing(self, tensor: Tensor, read: Callable[[str], Any]) -> Any:
-        """A fresh tensor: gains one, biases zero, matrices random."""
-        plan = self.plan
-        array = empty_like(read(self._near(tensor)), self._shape(tensor))
+    def _from_nothing(self, tensor: Tensor, rows: Rows) -> Any:
+        """Rows of a fresh tensor: gains one, biases zero, matrices random."""
+        plan, (length, *others) = self.plan, self.shape(tensor.name)
+        kind = self._weight_read(self._near(tensor), slice(0, 1))
+        array = empty_like(kind, (len(np.arange(length)[rows]), *others))
         if tensor.spec.decays:
-            for some, values in self._random(tensor):
+            for some, values in self._random(tensor, rows):
                 array[some] = like(array, values)
         else:
             array[...] = 0.0 if tensor.spec.plus_one or not tensor.spec.is_gain else 1.0
         return _times(tensor.spec, array, plan.factor(tensor))
 
-    def _shape(self, tensor: Tensor) -> tuple[int, ...]:
-        return self.plan.grown_arch.shape(tensor.spec, self.plan.grown_arch.sizes(self.plan.target_config))
+    def _first_lift(self, tensor: Tensor, channel: Channel) -> AnyLift | None:
+        """The lift of a tensor's rows; None where they stay as they are, or where they cannot be told apart."""
+        axis = tensor.spec.axes[0]
+        return folded(axis, _moving(self.plan.lifts, channel), self._sizes) if axis.spaces & self.plan.lifts.keys() else None
 
-    def _random(self, tensor: Tensor, rows: slice = slice(None)) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a parameter of the target."""
+        return self.plan.grown_arch.shape(self.tensors[name].spec, self.plan.grown_arch.sizes(self.plan.target_config))
+
+    def _random(self, tensor: Tensor, rows: Rows) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         plan = self.plan
         deviation = plan.grown_arch.deviation(tensor.spec, plan.target_config)
-        for some, values in normal_rows(plan.seed, tensor.name, self._shape(tensor), rows):
+        for some, values in normal_rows(plan.seed, tensor.name, self.shape(tensor.name), rows):
             values *= deviation
             yield some, values
 
@@ -228,31 +261,32 @@ def grow(plan: GrowthPlan, tensors: Mapping[str, Any]) -> Iterator[tuple[str, An
     A copy is the source's own array, not a clone. Raises OutgrowError when the source lacks a tensor.
     """
 
-    def read(name: str, rows: slice) -> Any:
+    def read(name: str, rows: Rows) -> Any:
         if name not in tensors:
             raise OutgrowError(f"the source has no tensor '{name}', which the plan reads")
-        return tensors[name]
+        return tensors[name] if isinstance(rows, slice) and rows == slice(None) else tensors[name][rows]
 
     grown = Grown(plan, read)
     for name in grown.tensors:
         yield name, grown.weight(name)
 
 
-def _along_axis(
-    array: Any, place: int, blocks: tuple[tuple[str, ...], ...], role: Role, lifts: Lifts, sizes: Sizes, power: int
-) -> Any:  # fmt: skip
-    """Moves one stored axis: each block is unfolded into its spaces, moved along those that grow, and folded again."""
+def _along_axis(array: Any, place: int, axis: Axis, lifts: Lifts, sizes: Sizes, power: int, rows: Rows) -> Any:
+    """Moves one stored axis, or makes some rows of it."""
+    lift = folded(axis, lifts, sizes)
+    if lift is not None:
+        return lift.part(rows, axis.role)[1].along(array, place, axis.role, power)
+    # What cannot be folded is unfolded: each block into its spaces, moved along those that grow.
     before, after = tuple(array.shape[:place]), tuple(array.shape[place + 1 :])
     pieces: list[Any] = []
     begin = 0
-    for block in blocks:
+    for block in axis.blocks:
         shape = [size_of(space, sizes) for space in block]
         end = begin + math.prod(shape)
         piece = array[(slice(None),) * place + (slice(begin, end),)].reshape(*before, *shape, *after)
         for offset, space in enumerate(block):
             if space in lifts:
-                lift = lifts[space]
-                piece = lift.along(piece, place + offset, role, power)
+                piece = lifts[space].along(piece, place + offset, axis.role, power)
         pieces.append(piece.reshape(*before, math.prod(piece.shape[place : place + len(block)]), *after))
         begin = end
     return pieces[0] if len(pieces) == 1 else _joined(pieces, place)
@@ -270,12 +304,18 @@ def _joined(pieces: list[Any], place: int) -> Any:
     return whole
 
 
-def _mean(pieces: Iterable[Any]) -> float:
-    """The mean of a tensor that comes in pieces; the same to the last bit however many of them are held at once."""
+def _mean(parts: Iterable[Any]) -> float:
+    """The mean of a tensor that comes in parts; the same to the last bit however large they are."""
     total, count = 0.0, 0
-    for piece in pieces:
-        total, count = total + float(piece.sum()), count + math.prod(piece.shape)
+    for part in parts:
+        total = sum((float(part[some].sum()) for some in pieces(tuple(part.shape))), total)
+        count += math.prod(part.shape)
     return total / count
+
+
+def _moving(lifts: Lifts, channel: Channel) -> Lifts:
+    """The lifts by which a channel moves: their duals, but for weights."""
+    return lifts if channel == "weight" else {name: _dual(lift) for name, lift in lifts.items()}
 
 
 def _dual(lift: AnyLift) -> AnyLift:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -12,12 +11,12 @@ from numpy.typing import NDArray
 
 from outgrow.arch import Spec, Tensor, size_of
 from outgrow.growth.plan import GrowthPlan
-from outgrow.spaces import AnyLift, Lift
+from outgrow.growth.rows import pieces
+from outgrow.spaces import AnyLift, Lift, Rows
 
 Mask = NDArray[np.bool_]
 # empty: nothing is copied there. repeated: that, or a second copy of something.
 Newness = Literal["empty", "repeated"]
-_PIECE = 1 << 22  # numbers of a tensor that are made at once, where its rows can be made apart
 
 
 def entries(spec: Spec, lifts: Mapping[str, AnyLift], sizes: Mapping[str, int], newness: Newness) -> tuple[Mask, Mask]:
@@ -32,7 +31,7 @@ def entries(spec: Spec, lifts: Mapping[str, AnyLift], sizes: Mapping[str, int], 
     return masks["write"], masks["read"]
 
 
-def mask_of(plan: GrowthPlan, tensor: Tensor, newness: Newness, rows: slice = slice(None)) -> Any:
+def mask_of(plan: GrowthPlan, tensor: Tensor, newness: Newness, rows: Rows = slice(None)) -> Any:
     """[shape of those rows of the tensor, or broadcasting to it] 1 where growth made an entry, 0 where it was before; as floats."""
     if plan.adds_nothing(tensor.layer) or plan.source_of(tensor) is None or (newness == "repeated" and plan.is_fresh(tensor)):
         return np.ones([1] * len(tensor.spec.axes))
@@ -55,30 +54,22 @@ def normal(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def normal_rows(
-    seed: int, name: str, shape: tuple[int, ...], rows: slice = slice(None)
+    seed: int, name: str, shape: tuple[int, ...], rows: Rows = slice(None)
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:  # fmt: skip
-    """The same numbers, `rows_at_once` rows after others, for tensors of which memory should not hold a second one.
+    """The same numbers, a piece after another, for tensors of which memory should not hold a second one.
 
-    With `rows`, which begins at a multiple of `rows_at_once`, only those; the slices count from its begin.
+    With `rows`, in order, only those; the slices count among them. A piece is drawn whole, so that a number does not depend on what
+    is asked for with it.
     """
-    begin, end, _ = rows.indices(shape[0])
-    step = rows_at_once(shape)
-    for first in range(begin, end, step):
-        last = min(first + step, end)
-        key = f"{seed} {name} {first}" if first else f"{seed} {name}"
+    wanted = np.arange(shape[0])[rows]
+    for piece in pieces(shape):
+        begin, end = np.searchsorted(wanted, (piece.start, piece.stop))
+        if begin == end:
+            continue
+        key = f"{seed} {name} {piece.start}" if piece.start else f"{seed} {name}"
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")))
-        yield slice(first - begin, last - begin), generator.standard_normal((last - first, *shape[1:]), np.float32)
-
-
-def pieces(shape: tuple[int, ...]) -> Iterator[slice]:
-    """The rows of a tensor, `rows_at_once` at a time."""
-    step = rows_at_once(shape)
-    return (slice(first, min(first + step, shape[0])) for first in range(0, shape[0], step))
-
-
-def rows_at_once(shape: tuple[int, ...]) -> int:
-    """How many rows of a large tensor are made at a time."""
-    return max(1, _PIECE // math.prod(shape[1:]))
+        drawn = generator.standard_normal((piece.stop - piece.start, *shape[1:]), np.float32)
+        yield slice(begin, end), drawn if len(drawn) == end - begin else drawn[wanted[begin:end] - piece.start]
 
 
 def like(array: Any, values: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outgrow.arch import Tensor, size_of
-from outgrow.growth.fresh import empty_like, entries, like, normal_rows, pieces
+from outgrow.growth.fresh import empty_like, entries, like, normal_rows
 from outgrow.growth.plan import GrowthPlan
-from outgrow.spaces import Lift
+from outgrow.growth.rows import folded, pieces
+from outgrow.spaces import Lift, Rows
 
+_COLUMNS = 1 << 18  # numbers that are projected at once
 Moved = Callable[[Tensor], Any]  # another tensor of the target, moved along its spaces
 
 
@@ -23,16 +25,14 @@ class Rewrite:
 
     Attributes:
         touches: the tensors that it changes.
-        apply: (plan, tensor, array, moved, rows, **knobs) -> what it makes of those rows of one.
-        rows_apart: does it make every row of the same row?
+        apply: (plan, tensor, array, moved, rows, **knobs) -> what it makes of those rows of one, which `array` holds.
     """
 
     touches: Callable[[GrowthPlan, Tensor], bool]
     apply: Callable[..., Any]
-    rows_apart: Callable[[GrowthPlan, Tensor], bool] = lambda plan, tensor: True
 
 
-def noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slice, share: float) -> Any:
+def noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: Rows, share: float) -> Any:
     """W <- (1 - share) W + share eps, eps at the scale of fresh weights (arXiv 2405.15319). The function changes."""
     noisy = empty_like(array, tuple(array.shape))
     deviation = plan.grown_arch.deviation(tensor.spec, plan.target_config)
@@ -44,32 +44,32 @@ def noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slic
     return noisy
 
 
-def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slice, share: float) -> Any:
+def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: Rows, share: float) -> Any:
     """W <- W + share (N - N D R): noise that whatever reads a grown space cannot see, since (N - N D R) D = 0 (derived).
 
     Copies part ways and the function stays. N is at the scale of fresh weights.
     """
-    place, space = _grown_read(plan, tensor)
-    lift = plan.lifts[space]
-    assert isinstance(lift, Lift)
-    n = _epsilon(plan, tensor, rows)
-    sizes = plan.target_sizes
-    axis = tensor.spec.axes[place]
-    block = axis.blocks[0]
-    offset = block.index(space)
-    unfolded = np.reshape(n, (*n.shape[:place], *[size_of(s, sizes) for s in block], *n.shape[place + 1 :]))
-    # Projected in float64, and where rows do not mix some at a time, since all of them would be the largest thing in memory.
-    end = 0
-    for part in np.array_split(unfolded, max(1, unfolded.size >> 18)) if place else [unfolded]:
-        unseen = part - lift.along(lift.onto_old(part, place + offset), place + offset, "read")
+    place, lift = _grown_read(plan, tensor)
+    drawn, kept = rows, slice(None)
+    if place == 0:  # rows are projected together with those that read the same: all copies of an old index
+        wanted = np.arange(lift.new)[rows]
+        held = np.intersect1d(lift.source[wanted], np.arange(lift.size))
+        drawn = np.union1d(wanted, np.flatnonzero(np.isin(lift.source, held)))
+        kept = np.searchsorted(drawn, wanted)
+        _, lift = lift.part(drawn, "read")
+    n, into = np.swapaxes(_epsilon(plan, tensor, drawn), place, 0), array.swapaxes(place, 0)
+    # Projected in float64, some columns at a time, since all of them would be the largest thing in memory.
+    columns = max(1, _COLUMNS // len(n))
+    for first in range(0, n.shape[1], columns):
+        some = slice(first, first + columns)
+        part = n[:, some]
+        unseen = (part - lift.along(lift.onto_old(part, 0), 0, "read"))[kept]
         unseen *= share
-        unseen = np.reshape(unseen, (-1, *n.shape[1:]))
-        begin, end = end, end + len(unseen)
-        array[begin:end] += like(array, unseen)  # it is ours: a lift has just made it
+        into[:, some] += like(array, unseen)  # it is ours: a lift has just made it
     return array
 
 
-def above(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slice) -> Any:
+def above(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: Rows) -> Any:
     """New outputs come from the same module one layer up: AKI of bert2BERT (arXiv 2110.07143)."""
     assert tensor.layer is not None
     upper = min(plan.layers[tensor.layer] + 1, plan.arch.layers(plan.source_config) - 1)
@@ -83,9 +83,10 @@ def above(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slic
     return array
 
 
-def diagonal(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: slice) -> Any:
+def diagonal(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: Rows) -> Any:
     """W' = [[W, 0], [0, W]] in place of [[W, W], [W, W]] / 2: each copy reads its own kind (arXiv 2203.06211)."""
-    copy = [_copy_number(plan, axis.blocks, axis.spaces) for axis in tensor.spec.axes]
+    copy = [_copy_number(plan, axis.blocks) for axis in tensor.spec.axes]
+    copy[0] = copy[0][rows]
     for some in pieces(tuple(array.shape)):
         same = copy[0][some, None] == copy[1][None, :]
         array[some] *= like(array, same * np.float32(copy[1].max() + 1))  # ours: a lift has just made it
@@ -97,7 +98,7 @@ def _touches_blocks(plan: GrowthPlan, tensor: Tensor) -> bool:
 
 
 def _reads_grown(plan: GrowthPlan, tensor: Tensor) -> bool:
-    return tensor.spec.decays and _grown_read(plan, tensor) != (-1, "")
+    return tensor.spec.decays and any(_grown_reads(plan, tensor))
 
 
 def _writes_grown(plan: GrowthPlan, tensor: Tensor) -> bool:
@@ -111,22 +112,26 @@ def _grown_on_both_sides(plan: GrowthPlan, tensor: Tensor) -> bool:
 
 REWRITES: dict[str, Rewrite] = {
     "noise": Rewrite(_touches_blocks, noise),
-    "projected noise": Rewrite(_reads_grown, projected_noise, lambda plan, tensor: _grown_read(plan, tensor)[0] > 0),
+    "projected noise": Rewrite(_reads_grown, projected_noise),
     "above": Rewrite(_writes_grown, above),
     "diagonal": Rewrite(_grown_on_both_sides, diagonal),
 }
 
 
-def _grown_read(plan: GrowthPlan, tensor: Tensor) -> tuple[int, str]:
-    """The first axis that reads a grown space, and that space; (-1, "") if none does."""
+def _grown_read(plan: GrowthPlan, tensor: Tensor) -> tuple[int, Lift]:
+    """The first axis that reads a grown space, and its lift."""
+    return next(_grown_reads(plan, tensor))
+
+
+def _grown_reads(plan: GrowthPlan, tensor: Tensor) -> Iterator[tuple[int, Lift]]:
     for place, axis in enumerate(tensor.spec.axes):
-        for space in axis.blocks[0]:
-            if axis.role == "read" and isinstance(plan.lifts.get(space), Lift):
-                return place, space
-    return -1, ""
+        if axis.role == "read" and axis.spaces & plan.lifts.keys():
+            lift = folded(axis, plan.lifts, plan.arch.sizes(plan.source_config))
+            if isinstance(lift, Lift):
+                yield place, lift
 
 
-def _copy_number(plan: GrowthPlan, blocks: tuple[tuple[str, ...], ...], spaces: set[str]) -> NDArray[np.int64]:
+def _copy_number(plan: GrowthPlan, blocks: tuple[tuple[str, ...], ...]) -> NDArray[np.int64]:
     """[new size of the axis] which copy an index is: 0 for the first."""
     numbers: list[NDArray[np.int64]] = []
     sizes = plan.arch.sizes(plan.source_config)
@@ -140,7 +145,7 @@ def _copy_number(plan: GrowthPlan, blocks: tuple[tuple[str, ...], ...], spaces: 
     return np.concatenate(numbers)
 
 
-def _epsilon(plan: GrowthPlan, tensor: Tensor, rows: slice) -> NDArray[np.float32]:
+def _epsilon(plan: GrowthPlan, tensor: Tensor, rows: Rows) -> NDArray[np.float32]:
     shape = _shape(plan, tensor)
     drawn = np.concatenate([values for _, values in normal_rows(plan.seed, f"noise {tensor.name}", shape, rows)])
     drawn *= plan.grown_arch.deviation(tensor.spec, plan.target_config)
