@@ -12,8 +12,8 @@ vectors and applied as a gather and a scale; nothing is ever multiplied out. Onl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -101,17 +101,19 @@ class Lift:
         """
         moved = np.moveaxis(array, axis, 0)
         old = np.zeros((self.size, *moved.shape[1:]))
-        for copies in self._rounds():
+        for copies in self._rounds:
             old[self.source[copies]] += moved[copies] * np.reshape(self.write[copies], (-1, *[1] * (moved.ndim - 1)))
         return np.moveaxis(old, 0, axis)
 
-    def _rounds(self) -> Iterator[Indices]:
+    @cached_property
+    def _rounds(self) -> list[Indices]:
         """The indices that copy: the first copy of each old index, then the second of each, and so on."""
-        left = np.flatnonzero(self.held)
+        rounds, left = list[Indices](), np.flatnonzero(self.held)
         while len(left):
             firsts = left[np.sort(np.unique(self.source[left], return_index=True)[1])]
-            yield firsts
+            rounds.append(firsts)
             left = np.setdiff1d(left, firsts)
+        return rounds
 
     def part(self, rows: Rows, role: Role) -> tuple[Rows, Lift]:
         """The old indices that some of the new ones need, in order, and the lift from those alone; a mean needs all."""
