@@ -16,7 +16,7 @@ from outgrow.growth.operators.arrange import layer_list
 from outgrow.growth.plan import Claims, GrowthPlan, connection_rate
 from outgrow.lab.check import default_knobs
 from outgrow.lab.tiny import TINY
-from outgrow.spaces import copies, isometry, mean, pad
+from outgrow.spaces import Lift, copies, isometry, mean, pad
 
 from .conftest import ODD
 
@@ -348,6 +348,19 @@ def test_tensors_made_in_pieces_are_those_made_at_once(text, family, monkeypatch
             found = np.concatenate([grown.state(name, channel, policy, rows) for rows in pieces])
             np.testing.assert_array_equal(found, grown.state(name, channel, policy))
     assert apart > 0.5 * sum(tensor.spec.decays for tensor in plan.grown_arch.tensors(plan.target_config))
+
+
+def test_a_lift_may_leave_old_indices_behind():
+    """None that preserves does; one of a user's own may."""
+    source = np.r_[0:36, 0, 0, 5]
+    factors = [np.ones(len(source))] * 3
+    plan = replace(lifted(ODD), claims=Claims(preserves=False, trains=True), lifts={"ffn": Lift(37, source, *factors)})
+    weights = source_of(ODD)
+    grown = Grown(plan, lambda name, rows: weights[name][rows].copy())
+    for key, axis in (("up_proj", 0), ("down_proj", 1)):
+        name = f"model.layers.0.mlp.{key}.weight"
+        np.testing.assert_array_equal(grown.weight(name), weights[name].take(source, axis))
+        np.testing.assert_array_equal(grown.weight(name, slice(20, 24)), weights[name].take(source, axis)[20:24])
 
 
 def test_transport_of_a_second_moment_is_the_square_of_the_dual():

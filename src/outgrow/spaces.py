@@ -116,14 +116,15 @@ class Lift:
         return rounds
 
     def part(self, rows: Rows, role: Role) -> tuple[Rows, Lift]:
-        """The old indices that some of the new ones need, in order, and the lift from those alone; a mean needs all."""
+        """The old indices that some of the new ones need, in order, and the lift from those alone; a mean needs all, and so do all."""
+        if is_whole(rows):
+            return rows, self
         source = self.source[rows]
         if role == "write" and (source == MEAN).any():
             return slice(None), Lift(self.size, source, self.write[rows], self.read[rows], self.gain[rows])
         needed = np.unique(np.maximum(source, 0))
         source = np.where(source < 0, source, np.searchsorted(needed, source))
-        lift = Lift(len(needed), source, self.write[rows], self.read[rows], self.gain[rows])
-        return slice(None) if len(needed) == self.size else needed, lift
+        return needed, Lift(len(needed), source, self.write[rows], self.read[rows], self.gain[rows])
 
     def beside(self, other: Lift) -> Lift:
         """The lift of an axis that holds this space and then the other; neither may hold means."""
@@ -229,6 +230,11 @@ class Dense:
 
 
 AnyLift = Lift | Dense
+
+
+def is_whole(rows: Rows) -> bool:
+    """Are these all rows, and in order?"""
+    return isinstance(rows, slice) and rows == slice(None)
 
 
 def identity(size: int) -> Lift:

@@ -15,7 +15,7 @@ from outgrow.growth.fresh import empty_like, entries, is_silent, like, mask_of, 
 from outgrow.growth.plan import GrowthPlan
 from outgrow.growth.rewrites import REWRITES
 from outgrow.growth.rows import folded, pieces
-from outgrow.spaces import MEAN, AnyLift, Dense, Lift, Rows
+from outgrow.spaces import MEAN, AnyLift, Dense, Lift, Rows, is_whole
 
 # What moves: parameters; what adds up like their gradients (Adam's and Muon's momentum); squares of those.
 Channel = Literal["weight", "gradient", "square"]
@@ -264,7 +264,7 @@ def grow(plan: GrowthPlan, tensors: Mapping[str, Any]) -> Iterator[tuple[str, An
     def read(name: str, rows: Rows) -> Any:
         if name not in tensors:
             raise OutgrowError(f"the source has no tensor '{name}', which the plan reads")
-        return tensors[name] if isinstance(rows, slice) and rows == slice(None) else tensors[name][rows]
+        return tensors[name] if is_whole(rows) else tensors[name][rows]
 
     grown = Grown(plan, read)
     for name in grown.tensors:

@@ -49,7 +49,7 @@ def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, 
 
     Copies part ways and the function stays. N is at the scale of fresh weights.
     """
-    place, lift = _grown_read(plan, tensor)
+    place, lift = next(_grown_reads(plan, tensor))
     drawn, kept = rows, slice(None)
     if place == 0:  # rows are projected together with those that read the same: all copies of an old index
         wanted = np.arange(lift.new)[rows]
@@ -118,12 +118,8 @@ REWRITES: dict[str, Rewrite] = {
 }
 
 
-def _grown_read(plan: GrowthPlan, tensor: Tensor) -> tuple[int, Lift]:
-    """The first axis that reads a grown space, and its lift."""
-    return next(_grown_reads(plan, tensor))
-
-
 def _grown_reads(plan: GrowthPlan, tensor: Tensor) -> Iterator[tuple[int, Lift]]:
+    """Every axis that reads a grown space, and its lift."""
     for place, axis in enumerate(tensor.spec.axes):
         if axis.role == "read" and axis.spaces & plan.lifts.keys():
             lift = folded(axis, plan.lifts, plan.arch.sizes(plan.source_config))

@@ -10,11 +10,11 @@ from outgrow.arch import Axis, size_of
 from outgrow.spaces import MEAN, AnyLift, Lift, identity
 
 _PIECE = 1 << 20  # numbers of a tensor that are made at once
-_FEW = 32
+_FEW = 32  # pieces at most, where each costs a look at the whole source
 
 
 def pieces(shape: tuple[int, ...], few: bool = False) -> Iterator[slice]:
-    """The rows of a tensor in pieces of a million numbers; or, where each piece costs a look at the whole source, in a few of those."""
+    """The rows of a tensor in pieces of a million numbers; or, where each piece costs a look at the whole source, in a few."""
     step = max(1, _PIECE // math.prod(shape[1:]))
     if few:
         step *= -(-shape[0] // (step * _FEW))
