@@ -17,6 +17,7 @@ import numpy as np
 
 from outgrow.errors import OutgrowError
 from outgrow.files import DuplicateKeyError, refuse_special, without_duplicates
+from outgrow.growth.rows import pieces
 from outgrow.spaces import Rows
 
 DTYPE_BYTES = {
@@ -102,8 +103,19 @@ class Stored:
                 yield block
 
     def read(self, rows: Rows = slice(None)) -> Any:
-        """The tensor, or some of its rows, in fp32 for arithmetic (float64 if it is float64)."""
-        return widened(self.load(rows))
+        """The tensor, or some of its rows, in fp32 for arithmetic (float64 if it is float64), and never whole in both types at once."""
+        if not math.prod(self.entry.shape) or not self.entry.shape:
+            return widened(self.load(rows))
+        wanted = np.arange(self.entry.shape[0])[rows]
+        first, *others = pieces((len(wanted), *self.entry.shape[1:]))
+        part = widened(self.load(wanted[first]))
+        if not others:
+            return part
+        whole = part.new_empty((len(wanted), *self.entry.shape[1:]))
+        whole[first] = part
+        for some in others:
+            whole[some] = widened(self.load(wanted[some]))
+        return whole
 
 
 def entry_bytes(dtype: str, shape: Iterable[int]) -> int:
