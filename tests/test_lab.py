@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import math
@@ -252,9 +253,29 @@ def test_training_starts_from_a_directory_grown_by_hand(outcome, tmp_path):
     result = read_result(by_hand, root)
     assert [row["loss"] for row in result.steps] == [row["loss"] for row in outcome.result(trunk).steps]
     assert result.flops == outcome.result(trunk).flops
+    # Another checkpoint at its path is not what it was trained from.
+    shutil.move(tmp_path / "grown", tmp_path / "kept")
+    shutil.copytree(source, tmp_path / "grown")
+    with pytest.raises(OutgrowError, match="grown' is not the checkpoint that '.*' began with; give that back, or remove"):
+        execute(by_hand, root, Observer())
+    shutil.rmtree(tmp_path / "grown")
+    shutil.move(tmp_path / "kept", tmp_path / "grown")
+    execute(by_hand, root, Observer())
     (tmp_path / "grown" / "tokenizer.json").write_text("{}")
     with pytest.raises(OutgrowError, match="has another tokenizer"):
         execute(by_hand.model_copy(update={"seed": 9}), root, Observer())
+
+
+def test_two_processes_do_not_train_one_run(outcome, tmp_path):
+    base = outcome.recipe.base(0)
+    root = tmp_path / "runs"
+    root.mkdir()
+    with (root / f".{base.identity()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OutgrowError, match=r"another process is training 'base-seed0' in '.*'; wait for it"):
+            execute(base, root, Observer())
+    with pytest.raises(Interrupted):
+        execute(base, root, Observer(stop_after=2))
 
 
 # --- recipes and reports --------------------------------------------------------------------------------------------

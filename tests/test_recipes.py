@@ -22,7 +22,7 @@ from outgrow.data.packed import prepare
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.lab.budget import need_of
 from outgrow.lab.recipe import changed, find_recipe, read_runs
-from outgrow.lab.runs import differences, execute, in_order, place
+from outgrow.lab.runs import differences, execute, in_order, place, refuse_early
 from outgrow.lab.track import trackers
 from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig, Start
 from outgrow.training.loop import train
@@ -253,8 +253,9 @@ def test_a_half_trained_run_is_not_left_for_one_of_its_name(recipe, tmp_path):
         execute(one, tmp_path / "runs", Observer(stop_after=4))
     other = read_runs(recipe, ["optimizer.learning_rate=0.02", "seed=1"])[0]
     with pytest.raises(OutgrowError, match=r"left half-way with other settings: optimizer.learning_rate: 0.01 -> 0.02; seed: 0 -> 1; give"):
-        execute(other, tmp_path / "runs", Observer())
-    execute(other.model_copy(update={"name": "other"}), tmp_path / "runs", Observer())
+        refuse_early([other], tmp_path / "runs")
+    refuse_early([other.model_copy(update={"name": "other"})], tmp_path / "runs")
+    refuse_early([one, other], tmp_path / "runs")  # both are meant, as two branches that end at one clock are
     assert differences({"a": {"b": 1}}, {"a": {"b": 1, "c": [2]}}) == ["a.c: None -> [2]"]
 
 

@@ -314,14 +314,83 @@ def test_a_gain_that_fades_is_seen(tmp_path):
 
 def test_curves_that_share_no_loss_bound_the_speed_up(tmp_path):
     better, worse = [(1.0, 2.0), (2.0, 1.0)], [(1.0, 5.0), (3.0, 4.0)]
-    assert bound(worse, better) == 3.0 / 1.0 - 1
-    assert bound(better, worse) == 1.0 / 3.0 - 1
+    assert bound(worse, better) == (pytest.approx(3.0 / 1.0 - 1), ">")
+    assert bound(better, worse) == (pytest.approx(1.0 / 3.0 - 1), "<")
     assert bound(better, [(1.0, 1.5), (2.0, 0.5)]) is None
+    assert bound([(2.0, 3.4)], [(2.0, 3.3)]) == (pytest.approx(0.0), ">")  # one budget at equal cost: better is faster, by nobody knows how much
+    assert bound([(2.0, 3.3)], [(2.0, 3.4)]) == (pytest.approx(0.0), "<")
+    assert bound([(1.0, 3.9), (1.4, 3.7)], [(1.6, 3.6), (2.0, 3.5)]) == (pytest.approx(1.4 / 1.6 - 1), ">")  # below scratch from its first point on
+    spiked = bound([(1.0, 3.9), (2.0, 3.5)], [(1.0, 3.4), (1.2, 3.7), (2.0, 3.2)])
+    assert spiked == (pytest.approx(1.0), ">")
     study, scale = nano("operators")
     records = made_up(study, scale, tmp_path / "records.jsonl", lambda *a: power(*a, gain={"direct-depth": 9.0}))
     row = next(row for row in findings(study, scale, 3, records) if row.name == "direct-depth")
     assert quoted(row.speed_ups["annealed"]).startswith("> +")
     assert row.speed_ups["annealed"].student is None
+
+
+def test_seeds_that_bound_a_speed_up_differently(tmp_path):
+    study, scale = nano("operators")
+
+    def figure(gains):
+        loss = lambda arm, seed, *a: power(arm, 0, *a, gain={"direct-depth": gains[seed]})  # noqa: E731
+        rows = findings(study, scale, 3, made_up(study, scale, tmp_path / f"{gains}.jsonl", loss))
+        return next(row for row in rows if row.name == "direct-depth").speed_ups["annealed"]
+
+    assert quoted(figure((0.2, -0.9, -0.9))).startswith("< ")
+    assert quoted(figure((0.2, 9.0, 9.0))).startswith("> ")
+    assert figure((9.0, -0.9, 0.2)) is None
+
+
+def test_gaps_are_of_one_seed(tmp_path):
+    """Seeds that diverged, another in each arm, leave one in common: the gap is that one's, not of two different seeds."""
+    study, scale = nano("operators")
+    only = study.model_copy(update={"arms": {name: study.arms[name] for name in ("scratch", "direct-depth")}})
+    loss = {
+        ("scratch", 0): 3.0,
+        ("scratch", 1): 4.0,
+        ("scratch", 2): 5.0,
+        ("direct-depth", 0): 3.1,
+        ("direct-depth", 1): 4.2,
+        ("direct-depth", 2): 5.3,
+    }
+    records = made_up(only, scale, tmp_path / "all.jsonl", lambda arm, seed, *a: loss[arm, seed])
+    some = Records(tmp_path / "some.jsonl")
+    for key, record in records.items():
+        gone = (record.name.startswith("scratch") and "seed1" in record.name) or (
+            record.name.startswith("direct") and "seed2" in record.name
+        )
+        dict.__setitem__(some, key, replace(record, points=[], diverged="it did") if gone else record)
+    row = next(row for row in findings(only, scale, 3, some) if row.name == "direct-depth")
+    assert row.end.gap[0] == pytest.approx(0.1)
+
+
+def test_studies_share_runs_and_their_checkpoints():
+    """A run that several studies of a scale have keeps what each of them starts from, whichever is trained first."""
+    kept: dict[str, set[tuple[int, ...]]] = {}
+    for name in NAMES:
+        study, scale = nano(name)
+        for arm in study.arms:
+            for run in trial(study, scale, arm, 0, scale.rates[0]).runs():
+                kept.setdefault(run.identity(), set()).add(run.keep)
+    assert [key for key, ways in kept.items() if len(ways) > 1] == []
+
+
+def test_arms_that_make_no_sense_are_told(tmp_path):
+    study, scale = nano("timing")
+    arm = study.arms["at-25"]
+    with pytest.raises(OutgrowError, match="growths must stand in the order of their 'at'"):
+        parse(
+            Study,
+            {**study.model_dump(), "arms": {"scratch": {}, "a": {"growths": [{"grow": "stack", "at": 0.5}, {"grow": "stack", "at": 0.2}]}}},
+            where="it",
+        )
+    braces = arm.model_copy(update={"growths": (arm.growths[0].model_copy(update={"grow": "stack(factor={layers})"}),)})
+    with pytest.raises(OutgrowError, match=r"has braces around what is no key of the target \('layers'\)"):
+        trial(study.model_copy(update={"arms": {"scratch": study.arms["scratch"], "a": braces}}), scale, "a", 0, 0.01)
+    tables = {"model_type": "qwen3", "layer_types": ["full_attention"] * 8, "head_dim": 24}
+    hybrid = scale.model_copy(update={"model": {**scale.model, **tables}})
+    assert model_of(trial(study, hybrid, "at-25", 0, 0.01).runs()[0])["layer_types"] == ["full_attention"] * 2
 
 
 def test_small_figures():
@@ -342,8 +411,14 @@ def test_records_survive_a_kill_and_refuse_what_was_edited(tmp_path):
     records = made_up(only, scale, path, lambda *a: power(*a, gain={}), seeds=1)
     whole = path.read_text()
     path.write_text(whole[:-40])
-    assert len(Records(path)) == len(records) - 1
-    assert path.read_text().endswith("\n")
+    cut = Records(path)
+    assert len(cut) == len(records) - 1
+    assert path.read_text() == whole[:-40]  # who only reads writes nothing: another process may be at that line
+    cut.add(list(records.values())[-1])
+    assert path.read_text() == whole
+    path.write_text(whole.replace('"environment": {', '"environment": null, "diverged": {', 1))
+    with pytest.raises(OutgrowError, match=":1 is no record of a run"):
+        Records(path)
     path.write_text(whole.replace('"batch_tokens": 2048', '"batch_tokens": 4096', 1))
     with pytest.raises(OutgrowError, match=r":1: the settings of .* are not those of its identity"):
         Records(path)

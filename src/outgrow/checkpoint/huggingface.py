@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from outgrow.arch import FAMILIES, Arch, arch_for
 from outgrow.checkpoint.dcp import Blob, Chunked, is_dcp, read_dcp
+from outgrow.checkpoint.lineage import LINEAGE
 from outgrow.checkpoint.names import Names, names_of
 from outgrow.checkpoint.safetensors_file import Stored, entry_bytes, stored_in
 from outgrow.errors import OutgrowError
@@ -17,9 +19,10 @@ from outgrow.files import file_hash, read_json
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SIDE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"}
+_END = 1 << 20  # bytes of a weight file that tell it from another
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 # What is true of the source alone: its weights' place, its training, its scores.
-_NOT_SIDE = {CONFIG, "outgrow.json", "training.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
+_NOT_SIDE = {CONFIG, LINEAGE, "training.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,18 @@ class Checkpoint:
     def hashes(self) -> dict[str, str]:
         """File name -> sha256 of every weight file."""
         return {path.name: file_hash(path) for path in self.weight_files}
+
+    def fingerprint(self) -> str:
+        """What tells it from another in an instant: a hash of its config, its receipt, and each weight file's size and ends."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for path in (self.directory / LINEAGE, *self.weight_files):
+            if path.is_file():
+                size = path.stat().st_size
+                with path.open("rb") as file:
+                    digest.update(f"{path.name} {size}".encode() + file.read(_END))
+                    file.seek(max(0, size - _END))
+                    digest.update(file.read(_END))
+        return digest.hexdigest()
 
     def side_files(self) -> list[Path]:
         """Tokenizer, generation config, chat templates, code and licence: what travels beside the weights."""

@@ -36,14 +36,15 @@ def study(
     from outgrow.lab.records import Records
     from outgrow.lab.studies import named, results_file
     from outgrow.lab.study import open_study
-    from outgrow.lab.submit import executor
+    from outgrow.lab.submit import executor, submit_with
 
     found = [open_study(name, scale, folder) for name in named(names, folder)]
     records = Records(results_file(folder, scale))
     where = runs or Path("runs") / Path(scale).stem
     submit = None
     if cluster and not show:
-        submit = executor(cluster, where / "logs", 1, 1, 24.0, dict(pair(text, "--option") for text in option or [])).submit
+        logs = where / "logs"
+        submit = submit_with(executor(cluster, logs, 1, 1, 24.0, dict(pair(text, "--option") for text in option or [])), logs)
     for asked, size in found:
         if not show:
             run_study(asked, size, seeds, where, records, jobs, threads, lambda line: print(line, flush=True), submit)

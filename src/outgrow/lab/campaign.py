@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import signal
@@ -139,11 +138,9 @@ def train_one(run: RunConfig, root: Path) -> str:
     from outgrow.training.loop import SpikeError
 
     stop = _Stop()
-    root.mkdir(parents=True, exist_ok=True)
-    with _busy, (root / f".{run.identity()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a worker that outlived its killed parent may still be at it
+    with _busy:
         try:
-            execute(run, root, stop)
+            execute(run, root, stop, patient=True)  # a worker that outlived its killed parent may still be at it
         except SpikeError as error:
             return str(error)
     return ""

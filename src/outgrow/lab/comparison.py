@@ -22,6 +22,7 @@ from outgrow.arch import arch_for
 from outgrow.config import Settings
 from outgrow.data.config import DataConfig
 from outgrow.models.build import ModelConfig
+from outgrow.scaling.shapes import with_layers
 from outgrow.training.config import EvaluateConfig, OptimizerConfig, RunConfig, ScheduleConfig, Start
 
 Arm = Literal["scratch", "grown"]
@@ -70,8 +71,7 @@ class Comparison(Settings):
 
     def base_model(self) -> dict[str, Any]:
         """The target's config with 1/g of the layers."""
-        key = arch_for(self.model).layer_count
-        return {**self.model, key: self.model[key] // self.factor}
+        return with_layers(self.model, arch_for(self.model).layers(self.model) // self.factor)
 
     def trunk(self, arm: Arm, seed: int) -> RunConfig:
         """The constant-rate run of an arm, long enough for its largest budget."""

@@ -27,7 +27,7 @@ class Figure:
         values: each seed's.
         student, bootstrap: 95% intervals of their mean; None below three seeds and where curves share no loss.
         loss: at which it is read, the mean over seeds; NaN where they share none.
-        beyond: `>` or `<` where the curves of a seed share no loss, and its value is only what the speed-up is above or below.
+        beyond: `>` or `<` where a seed's value is only what the speed-up is above or below, see `speedup.bound`.
     """
 
     values: tuple[float, ...]
@@ -207,8 +207,9 @@ def _finding(
     budgets = list[AtBudget]()
     for tokens in whole[0].branches if whole else ():
         ends = [records[one.branches[tokens].identity()] for one in whole]
-        theirs = [records[two.branches[tokens].identity()] for two in found[other][0] if tokens in two.branches]
-        gap = _gap([end.final_loss for end in ends], [end.final_loss for end in theirs]) if other != name else None
+        both = [(whole[a], found[other][0][b]) for a, b in pairs if tokens in found[other][0][b].branches]
+        gaps = [_loss(one, tokens, records) - _loss(two, tokens, records) for one, two in both]
+        gap = (mean(gaps), interval(gaps)) if gaps and other != name else None
         cut = [(_until(found[other][0][b], found[other][1][b], tokens), _until(whole[a], annealed[a], tokens)) for a, b in pairs]
         speed_up = _figure(cut) if other != name and all(len(curve) > 1 for pair in cut for curve in pair) else None
         budgets.append(AtBudget(tokens, mean(end.flops for end in ends), tuple(end.final_loss for end in ends), gap, speed_up))
@@ -226,25 +227,25 @@ def _records_of(study: Study, scale: Scale, name: str, rates: Sweep, whole: Sequ
     return records.of({run.identity(): run for one in [*tried, *whole] for end in one.branches.values() for run in lineage(end)}.values())
 
 
+def _loss(one: Trial, tokens: int, records: Records) -> float:
+    """The annealed loss at a budget."""
+    return records[one.branches[tokens].identity()].final_loss
+
+
 def _until(one: Trial, annealed: Curve, tokens: int) -> Curve:
     """An annealed curve up to a budget."""
     return [point for budget, point in zip(one.branches, annealed, strict=True) if budget <= tokens]
 
 
-def _gap(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, tuple[float, float] | None] | None:
-    if len(mine) != len(theirs) or not mine:
-        return None
-    gaps = [a - b for a, b in zip(mine, theirs, strict=True)]
-    return mean(gaps), interval(gaps)
-
-
 def _figure(pairs: Sequence[tuple[Curve, Curve]]) -> Figure | None:
-    """Joins seeds' (scratch, grown) curves; None where there are none."""
+    """Joins seeds' (scratch, grown) curves; None where there are none, and where one seed is known from above and another from below."""
     met = [equal_loss(*pair) for pair in pairs]
-    values = [one.speed_up if one else bound(*pair) for one, pair in zip(met, pairs, strict=True)]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values) or not values:
+    known = [(one.speed_up, "") if one else bound(*pair) for one, pair in zip(met, pairs, strict=True)]
+    read = [one for one in known if one is not None]
+    sides = {side for _, side in read} - {""}
+    if len(read) < len(known) or not known or len(sides) > 1:
         return None
-    if all(met):
-        return Figure(tuple(known), interval(known), bootstrap(known), mean(one.loss for one in met if one))
-    return Figure(tuple(known), None, None, math.nan, ">" if mean(known) > 0 else "<")
+    values = tuple(value for value, _ in read)
+    if sides:
+        return Figure(values, None, None, math.nan, ">" if ">" in sides else "<")
+    return Figure(values, interval(values), bootstrap(values), mean(one.loss for one in met if one))

@@ -92,25 +92,25 @@ class Records(dict[str, Record]):
     """Identity -> record, kept in a file of JSON lines that grows as runs end: all runs of a scale, whichever studies they belong to."""
 
     def __init__(self, path: Path) -> None:
-        """Reads what is there; a last line that a kill cut short is dropped, any other broken line is an error."""
+        """Reads what is there; a last line that is cut short is left out, any other broken line is an error."""
         super().__init__()
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith("\n"):
-            path.write_text("".join(lines[:-1]), encoding="utf-8")
-            lines = lines[:-1]
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()  # another process is writing it, or was killed: `add`, which locks the file, tells
         for number, line in enumerate(lines, 1):
             try:
                 record = Record(**json.loads(line))
-            except (json.JSONDecodeError, TypeError) as error:
+                told = record.environment.get("corpus_hash", "")
+            except (ValueError, TypeError, AttributeError) as error:
                 raise OutgrowError(f"{path}:{number} is no record of a run: {error}; restore the file") from None
             if hash_of(record.settings) != record.identity:
                 raise OutgrowError(
                     f"{path}:{number}: the settings of '{record.name}' are not those of its identity {record.identity}; restore the file"
                 )
-            self.require_text(record.environment.get("corpus_hash", ""), f"{path}:{number}: '{record.name}' was trained on")
+            self.require_text(told, f"{path}:{number}: '{record.name}' was trained on")
             self[record.identity] = record
-        self._whole = path.stat().st_size if path.exists() else 0
+        self._whole = sum(map(len, lines))
 
     def add(self, record: Record) -> None:
         """Keeps a record, on disk at once, and takes over what another study at the same scale has added meanwhile."""

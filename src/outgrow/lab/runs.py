@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from outgrow.arch import Config, arch_for, flops_per_token
 from outgrow.checkpoint.grow import grow_directory
+from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.checkpoint.ranks import leads, world
 from outgrow.data.config import DataConfig
@@ -97,7 +101,7 @@ def finished(run: RunConfig, root: Path) -> bool:
     return (place(run, root) / FINISHED).exists()
 
 
-def execute(run: RunConfig, root: Path, observer: Observer, live: list[Run] | None = None) -> None:
+def execute(run: RunConfig, root: Path, observer: Observer, live: list[Run] | None = None, patient: bool = False) -> None:
     """Brings a run to its end, from wherever it is; its parents must be finished. Under `torchrun` every rank calls this.
 
     Args:
@@ -106,36 +110,55 @@ def execute(run: RunConfig, root: Path, observer: Observer, live: list[Run] | No
         observer: told its rows.
         live: holds the run that was trained last, if it is still in memory, and then this one. If that was the parent and it grows in
             depth only, it grows where it lies.
+        patient: wait for another process that is at this run, rather than refuse.
     """
     before = live.pop() if live else None
     directory = place(run, root)
-    if finished(run, root):
-        return
-    evaluate = evaluator(run, root)
-    if leads():
-        _refuse_other_settings(run, root)
-        packed = prepare(run.data, root / "data")
-        require_text([place(one, root) for one in lineage(run)], packed.corpus_hash)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / CONFIG, run.model_dump(mode="json"))
-        write_json(directory / ENVIRONMENT, environment(packed, run))
-    wait()
-    packed = prepare(run.data, root / "data", verify=False)
-    begun = [_in_place(run, directory, before) or _start(run, root)]
-    before = None  # its memory is the next one's, once it is grown
-    trained = train(run, directory, packed, begun.pop(), observer, evaluate)
-    if live is not None:
-        live.append(trained)
+    with _alone(run, root, patient) if leads() else nullcontext():
+        if leads():
+            _refuse_other_start(run, directory)
+        if finished(run, root):
+            return
+        evaluate = evaluator(run, root)
+        if leads():
+            packed = prepare(run.data, root / "data")
+            require_text([place(one, root) for one in lineage(run)], packed.corpus_hash)
+            directory.mkdir(parents=True, exist_ok=True)
+            write_json(directory / CONFIG, run.model_dump(mode="json"))
+            write_json(directory / ENVIRONMENT, environment(packed, run))
+        wait()
+        packed = prepare(run.data, root / "data", verify=False)
+        begun = [_in_place(run, directory, before) or _start(run, root)]
+        before = None  # its memory is the next one's, once it is grown
+        trained = train(run, directory, packed, begun.pop(), observer, evaluate)
+        if live is not None:
+            live.append(trained)
 
 
-def refuse_early(runs: Iterable[RunConfig], root: Path) -> None:
+@contextmanager
+def _alone(run: RunConfig, root: Path, patient: bool) -> Generator[None, None, None]:
+    """Holds a run's lock, which a killed process leaves; two that trained one run would cut each other's records."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{run.identity()}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise OutgrowError(f"another process is training '{run.name}' in '{root}'; wait for it, or use another --runs") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
+                raise
+        yield
+
+
+def refuse_early(runs: Sequence[RunConfig], root: Path) -> None:
     """Tells all that is wrong with runs that are yet to be trained, before the first of them is; their text must be packed."""
     wrong: list[str] = []
+    meant = {run.identity() for run in runs}
     for run in runs:
         if finished(run, root):
             continue
         try:
-            _refuse_other_settings(run, root)
+            _refuse_other_settings(run, root, meant)
             plan = _growth_of(run)
             if plan and _is_untrained(plan) and run.start and run.start.optimizer != "reset":
                 raise OutgrowError(f"'{run.name}': no law moves optimizer state through learned maps; let start.optimizer be 'reset'")
@@ -156,16 +179,26 @@ def _refuse_on_ranks(run: RunConfig, plan: GrowthPlan) -> None:
         raise OutgrowError(f"'{run.name}': start.rewarm_tokens warms parts of tensors on one rank only; with several, grow in depth")
 
 
-def _refuse_other_settings(run: RunConfig, root: Path) -> None:
-    """A run that was left half-way and has this one's name must have its settings, or this is likely meant to be that."""
+def _refuse_other_settings(run: RunConfig, root: Path, meant: set[str]) -> None:
+    """A run that was left half-way, has this one's name and is none of those that are meant, was likely meant to be this."""
     for other in sorted(root.glob(f"{run.name}-*/{CONFIG}")):
-        half = not (other.parent / FINISHED).exists() and latest_checkpoint(other.parent)
-        if not half or other.parent == place(run, root) or other.parent.name.rpartition("-")[0] != run.name:
+        name, _, identity = other.parent.name.rpartition("-")
+        if name != run.name or identity in meant or (other.parent / FINISHED).exists() or not latest_checkpoint(other.parent):
             continue
         changed = differences(read_json(other), run.model_dump(mode="json"))
         raise OutgrowError(
             f"'{other.parent}' was left half-way with other settings: {'; '.join(changed)}; give them back to go on, give the run another "
             "name to train both, or remove that directory"
+        )
+
+
+def _refuse_other_start(run: RunConfig, directory: Path) -> None:
+    """A run that began with a checkpoint goes on, and counts as done, for that one alone: its path may hold another by now."""
+    known = read_json(directory / ENVIRONMENT).get("start") if (directory / ENVIRONMENT).exists() else None
+    source = Path(run.start.checkpoint) if run.start and run.start.checkpoint else None
+    if known and source and source.is_dir() and open_checkpoint(source).fingerprint() != known:
+        raise OutgrowError(
+            f"'{source}' is not the checkpoint that '{directory}' began with; give that back, or remove '{directory}' to train anew"
         )
 
 
@@ -217,7 +250,7 @@ def final_checkpoint(run: RunConfig, root: Path) -> Path:
 
 
 def environment(packed: Packed, run: RunConfig) -> dict[str, str | int]:
-    """What a result depends on besides its settings: the text and the machine."""
+    """What a result depends on besides its settings: the text, the checkpoint it starts from, and the machine."""
     import torch
     import transformers
 
@@ -229,6 +262,7 @@ def environment(packed: Packed, run: RunConfig) -> dict[str, str | int]:
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "products": str(product_dtype(run.precision)).removeprefix("torch."),
+        **({"start": open_checkpoint(Path(run.start.checkpoint)).fingerprint()} if run.start and run.start.checkpoint else {}),
     }
 
 

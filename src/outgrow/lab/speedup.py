@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -48,15 +49,18 @@ def equal_loss(scratch: Curve, grown: Curve) -> SpeedUp | None:
     return SpeedUp(loss, costs[0], costs[1])
 
 
-def bound(scratch: Curve, grown: Curve) -> float | None:
-    """What is known of the speed-up where the curves share no loss; None where they do.
+def bound(scratch: Curve, grown: Curve) -> tuple[float, Literal[">", "<"]] | None:
+    """What is known of the speed-up where one curve begins below the lowest loss that both reach, so what it paid is not seen.
 
-    Grown is below scratch everywhere: the speed-up is above this figure. Grown is above scratch everywhere: it is below this figure.
+    `>`: growth had that loss at its first point or before, so the speed-up is above this figure. `<`: scratch had, so it is below.
+    None where both are seen to come down to that loss.
     """
-    if min(loss for _, loss in scratch) > max(loss for _, loss in grown):
-        return scratch[-1][0] / grown[0][0] - 1
-    if min(loss for _, loss in grown) > max(loss for _, loss in scratch):
-        return scratch[0][0] / grown[-1][0] - 1
+    loss = max(min(value for _, value in scratch), min(value for _, value in grown))
+    of_scratch, of_grown = flops_at(scratch, loss), flops_at(grown, loss)
+    if of_scratch and not of_grown:
+        return of_scratch / grown[0][0] - 1, ">"
+    if of_grown and not of_scratch:
+        return scratch[0][0] / of_grown - 1, "<"
     return None
 
 

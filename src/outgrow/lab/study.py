@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from outgrow.arch import arch_for
 from outgrow.config import Settings, load, parse, suggestion
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError
 from outgrow.lab.runs import in_order
 from outgrow.models.build import ModelConfig
+from outgrow.scaling.shapes import with_layers
 from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, Start
 
 
@@ -72,6 +74,13 @@ class Arm(Settings):
     against: str | None = Field(None, description="the arm it is compared with; 'scratch' if not given")
     paper: float | None = Field(None, description="what arXiv 2405.15319 found for it, in its own measure")
     along: float | None = Field(None, description="where it lies along the study's axis")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Arm:
+        told = [growth.at for growth in self.growths if growth.at is not None]
+        if told != sorted(set(told)):
+            raise ValueError("growths must stand in the order of their 'at', each later than the one before")
+        return self
 
 
 class Study(Settings):
@@ -143,6 +152,11 @@ def trial(study: Study, scale: Scale, name: str, seed: int, rate: float) -> Tria
     scale = scale_of(arm, scale)
     budgets = [_whole(budget, scale) for budget in budgets_of(arm, scale)]
     trunks = {budget: _trunk(arm, scale, budget, budgets, _label(name, seed, rate), seed, rate) for budget in budgets}
+    # Another study may have this trunk too, and leave it at other budgets of the scale.
+    leaves = {_departure(_whole(budget, scale), scale) for budget in scale.budgets}
+    trunks = {
+        budget: one.model_copy(update={"keep": tuple(sorted(at for at in leaves if at <= one.tokens))}) for budget, one in trunks.items()
+    }
     branches = {}
     for budget, trunk in trunks.items():
         departure = _departure(budget, scale)
@@ -159,8 +173,8 @@ def budgets_of(arm: Arm, scale: Scale) -> list[float]:
 
 def _trunk(arm: Arm, scale: Scale, budget: int, budgets: list[int], label: str, seed: int, rate: float) -> RunConfig:
     """The constant-rate run from which a budget's branch leaves; one for all budgets where growth does not depend on them."""
-    target = _edited(scale.model, arm.target, "model")
-    model = _edited(target, arm.base, "model")
+    target = _model(scale.model, arm.target)
+    model = _model(target, arm.base)
     ends = [budget] if arm.late else budgets
     warm = ScheduleConfig(warmup_tokens=scale.warmup_tokens)  # type: ignore[call-arg]
     clocks = [[_clock(growth, scale, one if arm.late else max(budgets)) for growth in arm.growths] for one in budgets]
@@ -177,7 +191,7 @@ def _trunk(arm: Arm, scale: Scale, budget: int, budgets: list[int], label: str, 
         is_last = number == len(mine) - 1
         end = last if is_last else mine[number + 1]
         start = Start(
-            run=run, tokens=clock, operator=growth.grow.format(**target), optimizer=growth.optimizer,
+            run=run, tokens=clock, operator=_named(growth.grow, target), optimizer=growth.optimizer,
             rewarm_tokens=(scale.warmup_tokens or None) if growth.rate == "rewarm-new" else None,
         )  # fmt: skip
         schedule = warm if growth.rate == "restart" else ScheduleConfig()  # type: ignore[call-arg]
@@ -197,6 +211,22 @@ def _run(scale: Scale, name: str, seed: int, rate: float, tokens: int, **begun: 
 
 def _label(name: str, seed: int, rate: float) -> str:
     return f"{name}-rate{rate:g}-seed{seed}"
+
+
+def _model(config: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config with some keys changed, and its tables of layers cut to its depth."""
+    edited = _edited(config, edits, "model")
+    return with_layers(edited, arch_for(edited).layers(edited)) if edits else edited
+
+
+def _named(operators: str, target: Mapping[str, Any]) -> str:
+    """Operators with the target's keys in place of their names in braces."""
+    try:
+        return operators.format(**target)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise OutgrowError(
+            f"'{operators}' has braces around what is no key of the target ({error}); write one, such as {{num_hidden_layers}}"
+        ) from None
 
 
 def _edited(known: Mapping[str, Any], edits: Mapping[str, Any], whose: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,47 @@ def submit(
 
 def results_of(job: Any, logs: Path) -> dict[str, float]:
     """What a job returns, once it has ended: run name -> held-out loss."""
-    from submitit.core.utils import FailedJobError, UncompletedJobError
+    return Handed(job, logs).result()
 
-    try:
-        return job.results()[0]
-    except (FailedJobError, UncompletedJobError) as error:
-        last = str(error).strip().splitlines()[-1]
-        raise OutgrowError(f"job {job.job_id} failed: {last}; what its ranks printed is in '{logs}'") from None
+
+@dataclass(frozen=True)
+class Handed:
+    """A job that was handed over, as a future of what it returns; its failure is told in a sentence."""
+
+    job: Any
+    logs: Path
+
+    def done(self) -> bool:
+        return self.job.done()
+
+    def result(self) -> Any:
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        try:
+            return self.job.results()[0]
+        except (FailedJobError, UncompletedJobError) as error:
+            last = str(error).strip().splitlines()[-1]
+            raise OutgrowError(f"job {self.job.job_id} failed: {last}; what its ranks printed is in '{self.logs}'") from None
+
+
+@dataclass(frozen=True)
+class Again:
+    """A call that submitit queues again when its job is preempted or runs out of time."""
+
+    call: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.call(*arguments)
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, *arguments)
+
+
+def submit_with(made: Any, logs: Path) -> Callable[..., Handed]:
+    """What hands `(call, arguments...)` over to an executor, a job each."""
+    return lambda call, *arguments: Handed(made.submit(Again(call), *arguments), logs)
 
 
 def executor(cluster: str, logs: Path, nodes: int, ranks: int, hours: float, options: dict[str, Any]) -> Any:
