@@ -244,6 +244,11 @@ def test_a_pilot_stands_in_for_the_paper():
     assert "your pilot of 320K parameters" in expected.source
     assert "annealed, 5 seeds, 95% interval" in expected.kind
     assert pilot_mixing(NANO) is None  # none of these runs was expanded late
+    mixing = pilot_mixing(RECORDS)  # those at 80% and 90% never came down to scratch's loss
+    assert 0 < mixing.met < mixing.tried
+    late = next(one.strategy for one in advise("1M", "20M", vocab=1024, context=256, pilot=RECORDS).plans if one.strategy.name == "late")
+    assert "until 80% of the run" in late.summary
+    assert any(f"of the {mixing.tried} late expansions of your pilot {mixing.met} came down" in one for one in late.warnings)
 
 
 def test_runs_are_rows():

@@ -9,9 +9,11 @@ import pytest
 from scipy import optimize
 
 from outgrow.errors import OutgrowError
+from outgrow.lab.fitting import Fitted, fit_files, fit_lines
 from outgrow.scaling import LAWS, compute_optimal, fit, growth_timing, mixing_tokens, points_of, read_table, stage_tokens
 from outgrow.scaling.growth import LARGEST_SHARE, WHY_NO_FACTOR_LAW
 from outgrow.scaling.laws import hoffmann_grid
+from outgrow.scaling.points import matching
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}  # arXiv 2203.15556
 
@@ -102,6 +104,14 @@ def test_linear_laws_are_recovered():
     assert parabola.derived["best growth_tokens"] == pytest.approx(10**10.1)
     bump = fit(LAWS["parabola"], {"growth_tokens": instants, "loss": 2.2 - 0.03 * (np.log10(instants) - 10.1) ** 2})
     assert math.isnan(bump.derived["best growth_tokens"])  # a hill has no best instant
+    noise = 0.02 * np.random.default_rng(3).normal(size=15)
+    flat = {"growth_tokens": np.repeat(instants, 3), "loss": 2.2 + noise + 0.004 * (np.log10(np.repeat(instants, 3)) - 10.1) ** 2}
+    unsure = fit(LAWS["parabola"], flat, resamples=200)
+    assert math.isfinite(fit(LAWS["parabola"], flat).derived["best growth_tokens"])
+    assert math.isnan(unsure.derived["best growth_tokens"])  # resamples are hills as often as valleys
+    assert "best growth_tokens" not in unsure.intervals
+    text = "\n".join(fit_lines(Fitted("", unsure, ("x",) * 15), None, None))
+    assert "not settled by these points" in text
     rng = np.random.default_rng(1)
     N, D = 10 ** rng.uniform(8, 10, 20), 10 ** rng.uniform(10, 12, 20)
     timing = fit(
@@ -198,7 +208,7 @@ def test_tables_are_read_in_three_forms(tmp_path):
         assert found.columns["loss"].tolist() == [2.5, 2.25]
         assert found.columns["flops"].tolist() == [6 * 1e9 * 2e10, 6 * 2e9 * 4e10]
         assert found.columns["tokens_per_param"].tolist() == [20, 20]
-    only = points_of(read_table(csv), ("loss",), only={"arm": "y*"})
+    only = points_of(matching(read_table(csv), {"arm": "y*"}), ("loss",))
     assert (only.columns["loss"].tolist(), only.labels) == ([2.25], (f"{csv}:3",))
 
 
@@ -208,6 +218,7 @@ def test_tables_are_read_in_three_forms(tmp_path):
         ("params,loss\n1,x\n", "a.csv:2: 'loss' is 'x', which is no number"),
         ("params,los\n1,2\n", "there is no column 'loss'; did you mean 'los'.*--column loss=THEIRS"),
         ("params,loss\n", "there is no row to fit"),
+        ("params,loss\n1,000,2\n", "a.csv:2: the row has more values than the header has names"),
     ],
 )
 def test_tables_that_cannot_be_read_are_refused(tmp_path, text, message):
@@ -251,3 +262,14 @@ def test_cells_that_are_no_numbers_are_named(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"params": ' + "9" * 400 + ', "tokens": 1, "loss": 1}\n')
     with pytest.raises(OutgrowError, match="which is no number"):
         points_of(read_table(tmp_path / "t.jsonl"), ("params",))
+
+
+def test_rows_are_chosen_before_they_are_grouped(tmp_path):
+    """A group of which `only` leaves nothing is no reason to fit none of the others."""
+    path = tmp_path / "a.csv"
+    lines = [f"{10.0**power},{30 * 10.0 ** (power * -0.05)},a,yes" for power in range(18, 23)]
+    path.write_text("\n".join(["flops,loss,arm,annealed", *lines, "1e18,3,b,no"]) + "\n")
+    found = fit_files([path], "power", only={"annealed": "yes"}, by="arm", resamples=0)
+    assert [one.group for one in found] == ["a"]
+    with pytest.raises(OutgrowError, match="there is no row to fit: none of 6 matches --only"):
+        fit_files([path], "power", only={"annealed": "maybe"})

@@ -317,9 +317,15 @@ def test_curves_that_share_no_loss_bound_the_speed_up(tmp_path):
     assert bound(worse, better) == (pytest.approx(3.0 / 1.0 - 1), ">")
     assert bound(better, worse) == (pytest.approx(1.0 / 3.0 - 1), "<")
     assert bound(better, [(1.0, 1.5), (2.0, 0.5)]) is None
-    assert bound([(2.0, 3.4)], [(2.0, 3.3)]) == (pytest.approx(0.0), ">")  # one budget at equal cost: better is faster, by nobody knows how much
+    assert bound([(2.0, 3.4)], [(2.0, 3.3)]) == (
+        pytest.approx(0.0),
+        ">",
+    )  # one budget at equal cost: better is faster, by nobody knows how much
     assert bound([(2.0, 3.3)], [(2.0, 3.4)]) == (pytest.approx(0.0), "<")
-    assert bound([(1.0, 3.9), (1.4, 3.7)], [(1.6, 3.6), (2.0, 3.5)]) == (pytest.approx(1.4 / 1.6 - 1), ">")  # below scratch from its first point on
+    assert bound([(1.0, 3.9), (1.4, 3.7)], [(1.6, 3.6), (2.0, 3.5)]) == (
+        pytest.approx(1.4 / 1.6 - 1),
+        ">",
+    )  # below scratch from its first point on
     spiked = bound([(1.0, 3.9), (2.0, 3.5)], [(1.0, 3.4), (1.2, 3.7), (2.0, 3.2)])
     assert spiked == (pytest.approx(1.0), ">")
     study, scale = nano("operators")

@@ -10,7 +10,7 @@ from outgrow.arch import FAMILIES, Arch, Config, arch_for
 from outgrow.checkpoint.grow import MAX_SHARD_BYTES, Form, Measure, grow_directory
 from outgrow.checkpoint.hub import local
 from outgrow.checkpoint.huggingface import open_checkpoint
-from outgrow.growth.apply import Grown, Policy
+from outgrow.growth.apply import Grown, Policy, rows_of
 from outgrow.growth.apply import grow as grow_arrays
 from outgrow.growth.operators import OPERATORS, Operator, make_plan
 from outgrow.growth.plan import GrowthPlan
@@ -92,5 +92,5 @@ def grow_state(growth: GrowthPlan, weights: Mapping[str, Any]) -> dict[str, Any]
 
 def grow_moments(growth: GrowthPlan, moments: Mapping[str, Any], *, squares: bool = False, policy: Policy = "carry") -> dict[str, Any]:
     """Grown optimizer moments, name -> array: first moments or momentum, or second moments with `squares`."""
-    grown = Grown(growth, lambda name, rows: moments[name])
+    grown = Grown(growth, rows_of(moments))
     return {name: grown.state(name, "square" if squares else "gradient", policy) for name in grown.tensors}

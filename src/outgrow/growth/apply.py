@@ -260,15 +260,20 @@ def grow(plan: GrowthPlan, tensors: Mapping[str, Any]) -> Iterator[tuple[str, An
 
     A copy is the source's own array, not a clone. Raises OutgrowError when the source lacks a tensor.
     """
-
-    def read(name: str, rows: Rows) -> Any:
-        if name not in tensors:
-            raise OutgrowError(f"the source has no tensor '{name}', which the plan reads")
-        return tensors[name] if is_whole(rows) else tensors[name][rows]
-
-    grown = Grown(plan, read)
+    grown = Grown(plan, rows_of(tensors))
     for name in grown.tensors:
         yield name, grown.weight(name)
+
+
+def rows_of(arrays: Mapping[str, Any]) -> Callable[[str, Rows], Any]:
+    """What reads rows of arrays in memory, for `Grown`; all rows are the array itself, not a clone."""
+
+    def read(name: str, rows: Rows) -> Any:
+        if name not in arrays:
+            raise OutgrowError(f"the source has no tensor '{name}', which the plan reads")
+        return arrays[name] if is_whole(rows) else arrays[name][rows]
+
+    return read
 
 
 def _along_axis(array: Any, place: int, axis: Axis, lifts: Lifts, sizes: Sizes, power: int, rows: Rows) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outgrow.arch import Tensor
-from outgrow.growth.apply import Grown
+from outgrow.growth.apply import Grown, rows_of
 from outgrow.growth.fresh import entries, mask_of
 from outgrow.growth.plan import GrowthPlan
 
@@ -42,7 +42,7 @@ def gradient_difference(plan: GrowthPlan, source: Mapping[str, Any], target: Map
 
     Holds for preserving plans; a depth copy changes the function, and so its gradients.
     """
-    grown = Grown(plan, lambda name, rows: source[name])
+    grown = Grown(plan, rows_of(source))
     worst = 0.0
     for name, tensor in grown.tensors.items():
         old = 1.0 - mask_of(plan, tensor, "empty")

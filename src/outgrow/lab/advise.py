@@ -223,14 +223,15 @@ def _hardware(text: str | None, mfu: float) -> Hardware | None:
     kind, _, count = text.partition(":")
     if kind.upper() not in PEAKS:
         raise OutgrowError(f"unknown accelerator '{kind}'{suggestion(kind.upper(), PEAKS)}")
-    if not (count or "1").isdigit() or int(count or "1") < 1:
+    if not (count or "1").isdecimal() or int(count or "1") < 1:
         raise OutgrowError(f"--hardware takes a kind and how many, such as h200:64, not '{text}'")
     return Hardware(kind.upper(), int(count or "1"), mfu)
 
 
 def _best(root: Path, factor: int, share: float) -> Pilot:
     """What a pilot says of stacking once: annealed if it has that, grown by a factor and at an instant near those that are planned."""
-    found = [one for one in pilots(root) if one.operator.startswith("stack") and one.growth_share > 0]
+    known = [one for one in pilots(root) if one.operator.startswith("stack") and one.growth_share > 0]
+    found = [one for one in known if one.hops == 1 and math.isfinite(one.growth_factor)]
     if not found:
         raise OutgrowError(
             f"'{root}' shows no speed-up of stacking: that takes a stacked run and scratch runs of the same model, text, batch, optimizer "

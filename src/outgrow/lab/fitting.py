@@ -18,7 +18,7 @@ from outgrow.lab.table import is_records
 from outgrow.lab.table import rows as rows_of_runs
 from outgrow.scaling import LAWS, Fit, compute_optimal, fit, points_of, read_table
 from outgrow.scaling.laws import Law, hoffmann_grid
-from outgrow.scaling.points import DERIVED
+from outgrow.scaling.points import DERIVED, matching
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,20 @@ def fit_files(
             raise OutgrowError(f"the law '{law}' reads no column '{name}'{suggestion(name, wanted.columns)}")
     table = [row for path in paths for row in (_runs(path, wanted) if path.is_dir() or is_records(path) else read_table(path))]
     groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    for label, row in table:
+    for label, row in matching(table, only or {}):
         if by is not None and by not in row:
             raise OutgrowError(f"{label}: there is no column '{by}' for --by{suggestion(by, row)}")
         groups.setdefault("" if by is None else str(row[by]), []).append((label, row))
     found = list[Fitted]()
     for group, chosen in groups.items():
-        points = points_of(chosen, wanted.columns, named, only)
+        points = points_of(chosen, wanted.columns, named)
         try:
             made = fit(wanted, points.columns, resamples, starts=hoffmann_grid if from_grid else None)
         except OutgrowError as error:
             raise OutgrowError(f"{by} {group}: {error}" if by else str(error)) from None
         found.append(Fitted(group, made, points.labels))
     if not found:
-        raise OutgrowError("there is no row to fit")
+        raise OutgrowError("there is no row to fit" + (f": none of {len(table)} matches --only" if only and table else ""))
     return found
 
 
@@ -83,7 +83,7 @@ def fit_lines(fitted: Fitted, by: str | None, flops: float | None) -> Iterator[s
     where = f", {by} {fitted.group}" if by else ""
     yield f"{law.name}{where}: {law.equation} ({law.citation}), {len(fitted.labels)} points"
     for name, value, between in _figures(made, flops):
-        yield f"  {name:<22} {value:<11.5g}" + (f" 95% {between[0]:.5g} to {between[1]:.5g}" if between else "")
+        yield f"  {name:<22} {_number(value):<11}" + (f" 95% {_between(between)}" if between else "") + _outside(made, name, value)
     relative = " of log loss" if law.predicts == "loss" and np.isfinite(law.delta) else ""
     yield f"  residuals: {np.sqrt((made.residuals**2).mean()):.3g} root mean square{relative}, largest {np.abs(made.residuals).max():.3g}"
     for index in made.outliers:
@@ -93,7 +93,9 @@ def fit_lines(fitted: Fitted, by: str | None, flops: float | None) -> Iterator[s
 def as_json(fitted: Fitted, by: str | None, flops: float | None) -> dict[str, Any]:
     """A fit, for machines."""
     made = fitted.fit
-    figures = {name: {"value": value, "interval": between} for name, value, between in _figures(made, flops)}
+    figures = {
+        name: {"value": value if math.isfinite(value) else None, "interval": between} for name, value, between in _figures(made, flops)
+    }
     outliers = [{"point": fitted.labels[index], "residual": float(made.residuals[index])} for index in made.outliers]
     where = {by: fitted.group} if by else {}
     return {
@@ -106,7 +108,8 @@ def write_fits(fits: Sequence[Fitted], by: str | None, flops: float | None, page
     """Writes a page that opens offline, and a picture (PNG, SVG, PDF)."""
     figures = [figure for fitted in fits for figure in residual_figures(fitted, by)]
     if page:
-        tables = [{"title": _title(one, by), "rows": [(n, f"{v:.5g}", _between(b)) for n, v, b in _figures(one.fit, flops)],
+        tables = [{"title": _title(one, by),
+                   "rows": [(n, _number(v), _between(b) + _outside(one.fit, n, v)) for n, v, b in _figures(one.fit, flops)],
                    "outliers": [(one.labels[i], f"{one.fit.residuals[i]:+.3g}") for i in one.fit.outliers]} for one in fits]  # fmt: skip
         write_page("fit.html.j2", page, [as_plotly(figure) for figure in figures], tables=tables)
     if picture:
@@ -167,6 +170,17 @@ def _figures(made: Fit, flops: float | None) -> Iterator[tuple[str, float, tuple
 
 def _title(fitted: Fitted, by: str | None) -> str:
     return f"{fitted.fit.law.equation}" + (f" ({by} {fitted.group})" if by else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.5g}" if math.isfinite(value) else "not settled by these points"
+
+
+def _outside(made: Fit, name: str, value: float) -> str:
+    """That a best value lies where no point is."""
+    column = made.columns.get(name.removeprefix("best "))
+    inside = column is None or not name.startswith("best ") or not math.isfinite(value) or column.min() <= value <= column.max()
+    return "" if inside else ", outside of the points"
 
 
 def _between(between: tuple[float, float] | None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from outgrow.arch import Counts, arch_for, parameter_counts
@@ -17,7 +18,7 @@ from outgrow.files import read_json
 from outgrow.lab.records import Record, Records
 from outgrow.lab.runs import CONFIG, finished, first_token, lineage, model_of, read_result
 from outgrow.lab.speedup import Curve, equal_loss, flops_at, interval
-from outgrow.scaling.growth import mixing_tokens
+from outgrow.scaling.growth import Mixing, mixing_tokens
 from outgrow.training.config import RunConfig
 from outgrow.training.schedule import share_of_peak
 
@@ -178,9 +179,10 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Pilot:
-    """What finished runs say of one way to grow: a speed-up a seed, read annealed or not."""
+    """What finished runs say of one way to grow: a speed-up a seed, read annealed or not; `operator` is the last of its `hops`."""
 
     operator: str
+    hops: int
     growth_factor: float
     growth_share: float
     params: int
@@ -199,22 +201,20 @@ def pilots(path: Path) -> list[Pilot]:
     for arm in arms:
         one = arm.longest
         scratch = _scratch_of(one, arms, arm.annealed)
-        met = (
-            [equal_loss(scratch.curve(seed), arm.curve(seed)) for seed in arm.seeds if seed in scratch.seeds]
-            if one.grown and scratch
-            else []
-        )
-        if speed_ups := tuple(pair.speed_up for pair in met if pair):
+        if not (one.grown and scratch):
+            continue
+        met = [equal_loss(scratch.curve(seed), arm.curve(seed)) for seed in arm.seeds if seed in scratch.seeds]
+        speed_ups = tuple(pair.speed_up for pair in met if pair)
+        if speed_ups and len(speed_ups) == len(met):  # the mean of those seeds alone that met scratch would flatter
             params, tokens = one.counts.total, one.run.tokens
-            found.append(
-                Pilot(one.operator, one.growth_factor, one.growth_tokens / tokens, params, tokens / params, arm.annealed, speed_ups)
-            )
+            share, hops = one.growth_tokens / tokens, sum(1 for run in lineage(one.run) if run.start and run.start.operator)
+            found.append(Pilot(one.operator, hops, one.growth_factor, share, params, tokens / params, arm.annealed, speed_ups))
     return found
 
 
-def pilot_mixing(path: Path) -> float | None:
-    """The mean tokens after a late expansion until its loss meets scratch's, both at full rate; None where runs do not show that."""
-    arms, found = _arms(read_ended(path)), list[float]()
+def pilot_mixing(path: Path) -> Mixing | None:
+    """Whether and when the loss of late expansions met scratch's, both at full rate; None where no two runs can say."""
+    arms, found = _arms(read_ended(path)), list[float | None]()
     for arm in arms:
         for seed, runs in arm.seeds.items():
             for one in runs:
@@ -224,9 +224,10 @@ def pilot_mixing(path: Path) -> float | None:
                     continue
                 fixed = sorted({(tokens, loss) for twin in scratch.seeds.get(seed, []) for tokens, _, loss in twin.at_full_rate})
                 grown = [(tokens, loss) for tokens, _, loss in one.at_full_rate]
-                met = mixing_tokens(fixed, [(one.growth_tokens, one.points[0][2]), *grown]) if len(fixed) > 1 and grown else None
-                found += [met] if met is not None else []
-    return sum(found) / len(found) if found else None
+                if len(fixed) > 1 and grown:
+                    found.append(mixing_tokens(fixed, [(one.growth_tokens, one.points[0][2]), *grown]))
+    met = [tokens for tokens in found if tokens is not None]
+    return Mixing(len(found), len(met), mean(met) if met else math.nan) if found else None
 
 
 def _arms(found: Iterable[Ended]) -> list[Arm]:

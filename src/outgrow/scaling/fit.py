@@ -14,6 +14,7 @@ from outgrow.scaling.laws import Columns, Floats, Law
 
 LEAST_EXPLAINED = 0.1  # of the spread of the points, by a law that they follow
 LEAST = 1e-5  # singular value of the scaled design that still tells coefficients apart
+FINITE = 0.975  # of the resamples must have a figure; an interval of the others alone would be too narrow
 OUTLIER = 3.5  # robust standard deviations
 TRIES = 20  # draws for each resample that is wanted; those that settle nothing are drawn anew
 Between = tuple[float, float]
@@ -42,7 +43,9 @@ class Fit:
 
     @property
     def derived(self) -> dict[str, float]:
-        return dict(self.law.derived(self.law.reported(self.theta)))
+        """What follows from the coefficients; NaN where it does not, here or in more than one of forty resamples."""
+        values = self.law.derived(self.law.reported(self.theta))
+        return {name: value if not len(self.draws) or name in self.intervals else math.nan for name, value in values.items()}
 
     @property
     def intervals(self) -> dict[str, Between]:
@@ -50,13 +53,13 @@ class Fit:
         return self.interval(lambda values: {**dict(zip(self.law.coefficients, values, strict=True)), **self.law.derived(values)})
 
     def interval(self, figures: Callable[[Floats], Mapping[str, float]]) -> dict[str, Between]:
-        """The 95% percentile interval of any figures that follow from the reported coefficients."""
+        """The 95% percentile interval of any figures that follow from the reported coefficients; of those alone that resamples have."""
         rows = [figures(self.law.reported(theta)) for theta in self.draws]
         found: dict[str, Between] = {}
         for name in rows[0] if rows else ():
             values = np.array([row[name] for row in rows])
             values = values[np.isfinite(values)]
-            if len(values) > 0.5 * len(rows):
+            if len(values) >= FINITE * len(rows):
                 low, high = np.percentile(values, [2.5, 97.5])
                 found[name] = (float(low), float(high))
         return found

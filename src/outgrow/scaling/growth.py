@@ -60,6 +60,15 @@ def growth_timing(params: float, tokens: float) -> GrowthTiming:
     return GrowthTiming(min(by_law, bound), by_law, tuple(warnings))
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """What a pilot shows of the mixing time: expansions, those that met the fixed-size loss, and their mean tokens until then."""
+
+    tried: int
+    met: int
+    tokens: float
+
+
 def mixing_tokens(fixed: Sequence[tuple[float, float]], grown: Sequence[tuple[float, float]], tolerance: float = 0.005) -> float | None:
     """Tokens after growth until the grown model's loss meets that of the fixed-size one, read at equal tokens (arXiv 2511.04981).
 

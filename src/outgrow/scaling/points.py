@@ -55,25 +55,28 @@ def read_table(path: Path) -> list[tuple[str, Row]]:
     for line, row in found:
         if not isinstance(row, dict):
             raise OutgrowError(f"{path}:{line}: a row must be an object with named values, not {row!r}")
+        if None in row:
+            raise OutgrowError(f"{path}:{line}: the row has more values than the header has names; give numbers without commas in them")
     return [(f"{path}:{line}", row) for line, row in found]
 
 
-def points_of(
-    rows: Sequence[tuple[str, Row]], needed: Sequence[str], named: Mapping[str, str] | None = None, only: Mapping[str, str] | None = None
-) -> Points:  # fmt: skip
+def matching(rows: Sequence[tuple[str, Row]], only: Mapping[str, str]) -> list[tuple[str, Row]]:
+    """The rows that have what `only` asks for: a column -> the value, or a pattern such as `annealed*`."""
+    return [(label, row) for label, row in rows if _matches(label, row, only)]
+
+
+def points_of(rows: Sequence[tuple[str, Row]], needed: Sequence[str], named: Mapping[str, str] | None = None) -> Points:
     """The columns that a law needs; what follows from other columns is worked out (`DERIVED`).
 
     Args:
         rows: (where it came from, row).
         needed: columns of the law, such as `params`, `tokens`, `loss`.
         named: our name -> the rows' own name of a column.
-        only: a column of the rows -> the value (a pattern such as `annealed*`) that a row must have.
     """
-    chosen = [(label, row) for label, row in rows if _matches(label, row, only or {})]
-    if not chosen:
-        raise OutgrowError("there is no row to fit" + (f": none of {len(rows)} matches --only" if only and rows else ""))
-    columns = {name: np.array([_value(label, row, name, named or {}) for label, row in chosen]) for name in needed}
-    return Points(columns, tuple(label for label, _ in chosen))
+    if not rows:
+        raise OutgrowError("there is no row to fit")
+    columns = {name: np.array([_value(label, row, name, named or {}) for label, row in rows]) for name in needed}
+    return Points(columns, tuple(label for label, _ in rows))
 
 
 # What follows from other columns where a table does not hold it: 6 N D, D / N, d / D.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from outgrow.arch import Config, arch_for, flops_per_token, parameter_counts
 from outgrow.errors import OutgrowError
-from outgrow.scaling.growth import FACTOR, WHY_NO_FACTOR_LAW, growth_timing, stage_tokens
+from outgrow.scaling.growth import FACTOR, WHY_NO_FACTOR_LAW, Mixing, growth_timing, stage_tokens
 from outgrow.scaling.shapes import FACTORS, growth_factors, with_layers
 
 # Parameters, tokens, speed-up in %: G_stack with g = 4 against scratch, un-annealed, one seed (arXiv 2405.15319).
@@ -175,7 +175,7 @@ def budget_of(config: Config, tokens: float, context: int, size: float | None = 
 
 
 def strategies(
-    budget: Budget, factor: int | None = None, pilot: tuple[Expected, Evidence] | None = None, mixing: float | None = None
+    budget: Budget, factor: int | None = None, pilot: tuple[Expected, Evidence] | None = None, mixing: Mixing | None = None
 ) -> list[Strategy]:  # fmt: skip
     """Scratch, G_stack, late expansion and gradual stacking for one budget.
 
@@ -183,7 +183,7 @@ def strategies(
         budget: the target and its tokens.
         factor: g of G_stack; 4 if it divides the target's layers, else the nearest advised.
         pilot: the speed-up of G_stack that the user's own runs show, in place of the paper's, and what runs they are.
-        mixing: tokens that the user's pilot needed after a late expansion to meet the fixed-size loss.
+        mixing: whether and when the late expansions of the user's pilot met the fixed-size loss.
     """
     arch = arch_for(budget.config)
     factors = growth_factors(arch, budget.config)
@@ -291,10 +291,11 @@ def _stacked(budget: Budget, factor: int, pilot: tuple[Expected, Evidence] | Non
     )  # fmt: skip
 
 
-def _late(budget: Budget, mixing: float | None) -> Strategy:
-    share = 0.8 if mixing is None else min(0.8, 1 - mixing / budget.tokens)
+def _late(budget: Budget, mixing: Mixing | None) -> Strategy:
+    tokens = mixing.tokens if mixing and mixing.met == mixing.tried else None
+    share = 0.8 if tokens is None else min(0.8, 1 - tokens / budget.tokens)
     if share <= 0.05:
-        raise OutgrowError(f"the pilot's mixing time of {mixing:.3g} tokens leaves nothing of {budget.tokens:.3g} tokens for a base")
+        raise OutgrowError(f"the pilot's mixing time of {tokens:.3g} tokens leaves nothing of {budget.tokens:.3g} tokens for a base")
     base = budget.whole(share * budget.tokens)
     rate = learning_rate(budget.size)
     first = arch_for(budget.config).pattern(budget.config)  # one layer, or one of each kind where kinds take turns
@@ -304,14 +305,17 @@ def _late(budget: Budget, mixing: float | None) -> Strategy:
         speed_up, None, None, "FLOPs counted here, output head included; the claim is of arXiv:2511.04981",
         "at equal tokens and a loss that is said to be 0.2% (7B) to 0.5% (124M) worse; no spread is published", at_equal_loss=False,
     )  # fmt: skip
-    instant = "80% of the run" if mixing is None else f"{share:.0%} of the run, where your pilot's mixing time puts it"
+    instant = "80% of the run" if tokens is None else f"{share:.0%} of the run, where your pilot's mixing time puts it"
+    doubt = "measure the mixing time on a small pilot (--pilot) before you trust the growth instant"
+    if mixing:
+        doubt = f"of the {mixing.tried} late expansions of your pilot {mixing.met} came down to scratch's loss: grow earlier than those"
     return _strategy(
         budget, "late", f"{first} layer{'s' if first > 1 else ''} until {instant}, then all at once; the rate goes on", phases,
         _wsd(budget, 0.1), "muon", expected,
         (Evidence("zero/one-layer expansion (arXiv:2511.04981)", "about 80% saved for a loss 0.2% to 0.5% worse", LATE_RUNS),),
         (*_rate_warnings(budget, 0.0), "no code or seeds are published",
          "it grows before the decay of the rate: growing inside it loses (arXiv:2510.08008)",
-         *(["measure the mixing time on a small pilot (--pilot) before you trust the growth instant"] if mixing is None else [])),
+         *([doubt] if tokens is None else [])),
     )  # fmt: skip
 
 

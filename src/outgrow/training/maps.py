@@ -13,7 +13,7 @@ from torch import Tensor
 from outgrow.arch import flops_per_token
 from outgrow.data.packed import Batches, Packed
 from outgrow.errors import OutgrowError
-from outgrow.growth.apply import Grown
+from outgrow.growth.apply import Grown, rows_of
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import initialised, loaded
 from outgrow.models.forward import forward_of
@@ -49,7 +49,7 @@ def learn_maps(
     batches = Batches(packed.training, context, seed)
     for step in range(settings.steps):
         rows = torch.from_numpy(batches.at(begin + step * settings.batch_tokens, settings.batch_tokens // context)).to(device())
-        grown = Grown(_with_maps(stages, place, maps), lambda name, rows: base[name])
+        grown = Grown(_with_maps(stages, place, maps), rows_of(base))
         seen = forward.over({name: grown.weight(name) for name in grown.tensors})
         loss = seen.loss(rows[:, :-1], rows[:, 1:])
         if not math.isfinite(loss.item()):

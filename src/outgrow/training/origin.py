@@ -13,7 +13,7 @@ from outgrow.arch import Config
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import Lineage, read_lineage
 from outgrow.checkpoint.optimizer_state import MOMENTS
-from outgrow.growth.apply import Grown
+from outgrow.growth.apply import Grown, rows_of
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import initial
 from outgrow.training.distributed import from_files, like_parameter, local
@@ -78,8 +78,10 @@ def _fresh(plan: GrowthPlan) -> list[str]:
 def can_grow_in_place(plan: GrowthPlan, policy: str) -> bool:
     """Is every tensor of the target made of the same part of one tensor of the source, so that each rank can grow its own shards?"""
     plain = all(not (stage.lifts or stage.depth_maps or stage.rewrites or stage.fill == "masked") for stage in plan.stages)
+    # A moment that nothing stands behind begins at the mean of a whole tensor, of which a rank holds a part.
+    begins = policy == "carry" and any(0 in stage.ends for stage in plan.stages)
     grown = Grown(plan, lambda name, rows: None)
-    return plain and policy != "fresh-new" and all(grown.has_source(name) for name in grown.tensors)
+    return plain and not begins and policy != "fresh-new" and all(grown.has_source(name) for name in grown.tensors)
 
 
 def grown_in_place(
@@ -91,13 +93,13 @@ def grown_in_place(
         parameters, optimizer, clock, run: of the run that is grown.
         plan: one that `can_grow_in_place`.
     """
-    weights = Grown(plan, lambda name, rows: local(parameters[name].detach()))
+    weights = Grown(plan, rows_of({name: local(value.detach()) for name, value in parameters.items()}))
     lineage = _grown(plan, Lineage(clock.tokens, clock.flops, run=run, skipped=clock.skipped or None))
 
     def restore(target: Optimizer) -> int:
         saved: dict[str, dict[str, Any]] = {}
         for moment, values in optimizer.moments().items():
-            grown = Grown(plan, lambda name, rows, values=values: local(values[name]))
+            grown = Grown(plan, rows_of({name: local(value) for name, value in values.items()}))
             names = [name for name in target.parameters if grown.reference(name) in values]
             saved[moment] = {name: like_parameter(target.parameters[name], grown.state(name, MOMENTS[moment], "carry")) for name in names}
         target.restore(saved, clock.steps)
