@@ -56,7 +56,7 @@ def test_grow_is_one_call(source, tmp_path):
         outgrow.grow(source, tmp_path / "x", "stak")
 
 
-def test_arrays_grow_in_memory_with_their_moments():
+def test_arrays_grow_in_memory_with_their_moments(monkeypatch):
     config = {key: value for key, value in TINY["llama"].items()}
     plan = outgrow.plan(config, "direct-width(hidden=36, kv=4)")
     generator = np.random.default_rng(0)
@@ -64,7 +64,14 @@ def test_arrays_grow_in_memory_with_their_moments():
     shapes = {name: array.shape for name, array in outgrow.grow_state(plan, arrays).items()}
     assert shapes == LLAMA.shapes(plan.target_config)
     assert {name: array.shape for name, array in outgrow.grow_moments(plan, arrays).items()} == shapes
-    assert min(array.min() for array in outgrow.grow_moments(plan, {k: v**2 for k, v in arrays.items()}, squares=True).values()) >= 0
+    squares = {name: value**2 for name, value in arrays.items()}
+    found = outgrow.grow_moments(outgrow.plan(config, "zero-width(hidden=36, kv=4)"), squares, squares=True)
+    assert min(array.min() for array in found.values()) >= 0
+    monkeypatch.setattr("outgrow.growth.rows._PIECE", 8 * 24)  # as large tensors are: made by rows
+    by_rows = outgrow.grow_moments(outgrow.plan(config, "zero-width(hidden=36, kv=4)"), squares, squares=True)
+    assert all((array == by_rows[name]).all() for name, array in found.items())
+    with pytest.raises(outgrow.OutgrowError, match="no tensor 'model.embed_tokens.weight', which the plan reads"):
+        outgrow.grow_moments(plan, {})
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from outgrow.arch import LLAMA
 from outgrow.data.packed import prepare
 from outgrow.errors import Interrupted, OutgrowError
+from outgrow.growth.operators import make_plan
 from outgrow.lab.budget import need_of
 from outgrow.lab.recipe import changed, find_recipe, read_runs
 from outgrow.lab.runs import differences, execute, in_order, place, refuse_early
@@ -27,6 +28,7 @@ from outgrow.lab.track import trackers
 from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig, Start
 from outgrow.training.loop import train
 from outgrow.training.optim import Optimizer
+from outgrow.training.origin import can_grow_in_place
 from outgrow.training.record import FINISHED, checkpoints, latest_checkpoint, read_rows
 from outgrow.training.rewarm import rewarm_of
 from outgrow.training.schedule import share_of_peak
@@ -203,6 +205,25 @@ def test_growing_in_place_is_growing_through_the_disk(recipe, tmp_path):
         assert configs[0] == configs[1]
 
 
+def test_masks_that_are_still_open_grow_as_a_checkpoint_shows_them(recipe, tmp_path):
+    """What is behind a mask is in memory and not in the checkpoint; both ways must begin with the same weights."""
+    changes = ["stages.1.grow=random-depth(factor=2)", f"stages.1.unmask_tokens={60 * BATCH}", "stages.1.rate=restart", "branches=[]"]
+    for name in ("live", "disk"):
+        kept = []
+        for one in read_runs(recipe, changes):
+            execute(one, tmp_path / name, Observer(), kept if name == "live" else None)
+    last = read_runs(recipe, changes)[-1]
+    assert weights(place(last, tmp_path / "live")) == weights(place(last, tmp_path / "disk"))
+
+
+@pytest.mark.parametrize(
+    ("operator", "policy", "can"), [("zero-depth", "carry", False), ("zero-depth", "reset", True), ("stack", "carry", True)]
+)
+def test_a_rank_grows_its_shards_where_they_say_all(operator, policy, can):
+    """The mean at which a new branch's second moment begins is of the whole tensor, which no rank has."""
+    assert can_grow_in_place(make_plan(operator, LLAMA, MODEL, {"factor": 2}), policy) == can
+
+
 def rows_in(root):
     return sum(len(path.read_text().splitlines()) for path in root.glob("tiny-*/metrics.jsonl"))
 
@@ -256,6 +277,14 @@ def test_a_half_trained_run_is_not_left_for_one_of_its_name(recipe, tmp_path):
         refuse_early([other], tmp_path / "runs")
     refuse_early([other.model_copy(update={"name": "other"})], tmp_path / "runs")
     refuse_early([one, other], tmp_path / "runs")  # both are meant, as two branches that end at one clock are
+    beyond = other.model_copy(update={"start": Start(run=one, tokens=20 * BATCH), "model": None, "tokens": 30 * BATCH, "name": "on"})
+    maps = beyond.model_copy(update={"start": Start(run=one, operator="learn-depth(factor=2)", learn={"batch_tokens": 40}), "name": "maps"})
+    for run_, message in (
+        (beyond, r"starts at 1,280 tokens of 'tiny-stage1', .* ends at 384; let"),
+        (maps, r"learn.batch_tokens \(40\) is"),
+    ):
+        with pytest.raises(OutgrowError, match=message):
+            refuse_early([run_], tmp_path / "runs")
     assert differences({"a": {"b": 1}}, {"a": {"b": 1, "c": [2]}}) == ["a.c: None -> [2]"]
 
 

@@ -28,7 +28,7 @@ from outgrow.lab.speedup import Curve
 from outgrow.training.config import LearnConfig, RunConfig, Start
 from outgrow.training.distributed import product_dtype, wait
 from outgrow.training.loop import Observer, train
-from outgrow.training.maps import learn_maps, learning_flops
+from outgrow.training.maps import learn_maps, learning_flops, refuse_learning
 from outgrow.training.origin import Origin, already_grown, can_grow_in_place, grown_in_place
 from outgrow.training.record import EVALUATED, FINISHED, Row, checkpoint_at, latest_checkpoint, read_rows
 from outgrow.training.refusals import refuse
@@ -162,6 +162,8 @@ def refuse_early(runs: Sequence[RunConfig], root: Path) -> None:
             plan = _growth_of(run)
             if plan and _is_untrained(plan) and run.start and run.start.optimizer != "reset":
                 raise OutgrowError(f"'{run.name}': no law moves optimizer state through learned maps; let start.optimizer be 'reset'")
+            if plan and _is_untrained(plan):
+                refuse_learning(_learning(run), run.data.context)
             if plan and world() > 1:
                 _refuse_on_ranks(run, plan)
             refuse(run, model_of(run), first_token(run), prepare(run.data, root / "data", verify=False))
@@ -216,6 +218,8 @@ def _in_place(run: RunConfig, directory: Path, before: Run | None) -> Origin | N
     if not (before and start and start.run and start.operator) or latest_checkpoint(directory):
         return None
     if before.config.identity() != start.run.identity() or before.clock.tokens != first_token(run):
+        return None
+    if before.seen() is not None:  # masks still hide what a checkpoint shows as zeros
         return None
     plan = _plan(start, read_json(checkpoint_at(before.directory, before.clock.tokens) / "config.json"))
     if _is_untrained(plan) or not can_grow_in_place(plan, start.optimizer):
@@ -320,10 +324,13 @@ def flops_before(run: RunConfig) -> float:
 
 def _growth_flops(run: RunConfig) -> float:
     """What learning the maps of a run's growth operator costs; other operators cost nothing."""
-    plan, start = _growth_of(run), run.start
-    if plan is None or start is None or not _is_untrained(plan):
-        return 0.0
-    return learning_flops(plan, start.learn or LearnConfig(), run.data.context)  # type: ignore[call-arg]
+    plan = _growth_of(run)
+    return learning_flops(plan, _learning(run), run.data.context) if plan and _is_untrained(plan) else 0.0
+
+
+def _learning(run: RunConfig) -> LearnConfig:
+    """How the maps of a run's growth are trained."""
+    return (run.start.learn if run.start else None) or LearnConfig()  # type: ignore[call-arg]
 
 
 def learned_plan(
@@ -374,7 +381,7 @@ def _start(run: RunConfig, root: Path) -> Path | Origin | None:
         return already_grown(plan, read_lineage(source))
     if leads() and not grown.is_dir():
         if _is_untrained(plan):
-            plan = learned_plan(plan, source, run.data, run.start.learn or LearnConfig(), run.seed, root, first_token(run))  # type: ignore[call-arg]
+            plan = learned_plan(plan, source, run.data, _learning(run), run.seed, root, first_token(run))
         grow_directory(source, grown, plan, optimizer=run.start.optimizer)
     wait()
     return grown

@@ -35,8 +35,7 @@ def learn_maps(
     Raises:
         OutgrowError: a loss that is not a number, or a batch that is no multiple of the context.
     """
-    if settings.batch_tokens % context:
-        raise OutgrowError(f"learn.batch_tokens ({settings.batch_tokens}) is not a multiple of the context ({context})")
+    refuse_learning(settings, context)
     base = {name: value.detach().to(device()) for name, value in loaded(source).named_parameters()}
     # The target's own module gives the forward pass its shape; its weights are never used.
     forward = forward_of(initialised(plan.target_config, seed=0).to(device()), torch.float32)
@@ -59,6 +58,12 @@ def learn_maps(
         optimizer.step()
     arrays = {name: value.detach().double().cpu().numpy() for name, value in maps.items()}
     return _with_maps(stages, place, arrays, flops=learning_flops(plan, settings, context))
+
+
+def refuse_learning(settings: LearnConfig, context: int) -> None:
+    """Raises an OutgrowError where a step of learning is not whole sequences."""
+    if settings.batch_tokens % context:
+        raise OutgrowError(f"learn.batch_tokens ({settings.batch_tokens}) is not a multiple of the context ({context})")
 
 
 def learning_flops(plan: GrowthPlan, settings: LearnConfig, context: int) -> float:

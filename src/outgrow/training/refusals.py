@@ -15,13 +15,13 @@ from outgrow.training.config import RunConfig
 _POSITIONS = ("max_position_embeddings", "n_positions")
 
 
-def refuse(config: RunConfig, model: Config, first: int, packed: Packed | None = None, ranks: int | None = None, skipped: int = 0) -> None:
+def refuse(config: RunConfig, model: Config, first: int, packed: Packed | None = None, ranks: int | None = None) -> None:
     """Raises an OutgrowError that tells all of a run's `problems`."""
-    if found := list(problems(config, model, first, packed, ranks or world(), skipped)):
+    if found := list(problems(config, model, first, packed, ranks or world())):
         raise OutgrowError("; ".join(f"'{config.name}': {problem}" for problem in found))
 
 
-def problems(config: RunConfig, model: Config, first: int, packed: Packed | None, ranks: int, skipped: int = 0) -> Iterator[str]:
+def problems(config: RunConfig, model: Config, first: int, packed: Packed | None, ranks: int) -> Iterator[str]:
     """What keeps a run from being trained, a sentence each.
 
     Args:
@@ -30,7 +30,6 @@ def problems(config: RunConfig, model: Config, first: int, packed: Packed | None
         first: clock at which it begins.
         packed: its text, where that is known already.
         ranks: that share a batch.
-        skipped: tokens of text left out so far.
     """
     yield from _of_the_clock(config, first)
     yield from _of_the_model(config, model)
@@ -38,7 +37,7 @@ def problems(config: RunConfig, model: Config, first: int, packed: Packed | None
     if micro % ranks:
         yield f"{ranks} ranks do not divide the {micro} sequences of a forward pass; change batch_tokens, micro_batch_tokens or the ranks"
     if packed:
-        yield from _of_the_text(config, model, packed, skipped)
+        yield from _of_the_text(config, model, packed)
 
 
 def _of_the_clock(config: RunConfig, first: int) -> Iterator[str]:
@@ -46,6 +45,12 @@ def _of_the_clock(config: RunConfig, first: int) -> Iterator[str]:
         yield (
             f"it starts at {first:,} tokens; its end ({config.tokens:,}) must lie beyond, and its batch_tokens ({config.batch_tokens:,}) "
             "must divide the start"
+        )
+    parent = config.start.run if config.start else None
+    if parent and (first > parent.tokens or first % parent.batch_tokens):
+        yield (
+            f"it starts at {first:,} tokens of '{parent.name}', which has steps of {parent.batch_tokens:,} and ends at {parent.tokens:,}; "
+            "let start.tokens be one of its steps"
         )
     schedule = config.schedule
     begin, end = first if schedule.begin is None else schedule.begin, schedule.end or config.tokens
@@ -74,15 +79,15 @@ def _of_the_model(config: RunConfig, model: Config) -> Iterator[str]:
         )
 
 
-def _of_the_text(config: RunConfig, model: Config, packed: Packed, skipped: int) -> Iterator[str]:
+def _of_the_text(config: RunConfig, model: Config, packed: Packed) -> Iterator[str]:
     vocab = arch_for(model).sizes(model)["vocab"]
     if vocab < packed.vocab:
         yield f"the model's vocabulary ({vocab:,}) is smaller than the tokenizer's ({packed.vocab:,}); give it so many entries"
     usable = Batches(packed.training, config.data.context, config.seed).sequences_per_epoch * config.data.context
     if usable < config.batch_tokens:
         yield f"the corpus has {usable:,} training tokens, too few for one batch of {config.batch_tokens:,}; give more text"
-    elif config.tokens + skipped > config.data.epochs * usable:
+    elif config.tokens > config.data.epochs * usable:
         yield (
-            f"it reads {config.tokens + skipped:,} tokens, and the corpus has {usable:,}; give more text, or allow repetition with "
-            f"data.epochs: {math.ceil((config.tokens + skipped) / usable)}"
+            f"it reads {config.tokens:,} tokens, and the corpus has {usable:,}; give more text, or allow repetition with "
+            f"data.epochs: {math.ceil(config.tokens / usable)}"
         )
