@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 import outgrow
 from outgrow.checkpoint.card import CARD
 from outgrow.checkpoint.huggingface import open_checkpoint
+from outgrow.checkpoint.lineage import read_lineage
 from outgrow.checkpoint.safetensors_file import read_header
 from outgrow.checkpoint.verify import verify
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.tiny import TINY, write_tiny
+from outgrow.models.measure import measured
 from outgrow.spaces import copies
 
 from .test_extensions import refused, run  # noqa: F401
@@ -334,3 +336,64 @@ def test_state_does_not_cross_between_the_forms_and_says_so(run, source, tmp_pat
     assert run("grow", source, tmp_path / "dcp", "--form", "dcp")[0] == 0
     done = run("grow", tmp_path / "dcp", tmp_path / "target", "--trust-pickle", "--optimizer", "carry")
     refused(done, "goes into another distributed checkpoint")
+
+
+# --- places ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_on_the_way_does_not_lead_into_the_source(run, source, tmp_path):  # noqa: F811
+    """`link/../source` is beside what the link points to, for the system and so for us; the source stands elsewhere."""
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    (tmp_path / "else" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "else" / "inner")
+    (tmp_path / "same").symlink_to(source)
+    refused(run("grow", source, tmp_path / "same" / "grown"), "lies inside the source, which is only read")
+    assert run("grow", source, f"{tmp_path}/link/../source", "--overwrite")[0] == 0
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    assert verify(tmp_path / "else" / "source", source)
+
+
+def test_a_base_without_layers_grows_in_words_too(run, tmp_path):  # noqa: F811
+    write_tiny(tmp_path / "none", {**TINY["llama"], "num_hidden_layers": 0}, dtype=torch.float32)
+    operator = ("--operator", "expand(layers=2, weights='random')")
+    for more in (("--dry-run",), ()):
+        status, out, err = run("grow", tmp_path / "none", tmp_path / "two", *operator, *more)
+        assert status == 0, err
+        assert "layers: 0 -> 2\n" in out
+
+
+def test_an_exact_operator_is_measured_by_the_coarser_of_the_types(run, tmp_path):  # noqa: F811
+    write_tiny(tmp_path / "fine", TINY["llama"], dtype=torch.float32)
+    status, out, err = run("grow", tmp_path / "fine", tmp_path / "coarse", "--operator", "zero-depth", "--dtype", "bfloat16")
+    assert status == 0, err
+    assert "measured: logits differ by at most" in out
+
+
+def test_verify_sees_a_head_that_was_put_in(source, tmp_path):
+    """transformers would load it in the place of the embedding that the config ties it to."""
+    tensors = load_file(edited(source, tie_word_embeddings=True) / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, source / "model.safetensors")
+    outgrow.grow(source, tmp_path / "target")
+    verify(tmp_path / "target", source)
+    grown = load_file(tmp_path / "target" / "model.safetensors")
+    save_file({**grown, "lm_head.weight": torch.ones(53, 24, dtype=torch.bfloat16)}, tmp_path / "target" / "model.safetensors")
+    with pytest.raises(outgrow.OutgrowError, match=r"'lm_head.weight' of '.*target' is not 'model.embed_tokens.weight'"):
+        verify(tmp_path / "target", source)
+
+
+def test_what_is_upcycled_says_what_its_family_takes_otherwise(tmp_path):
+    """A Llama without num_key_value_heads has as many as heads, and a Mixtral has eight."""
+    config = {key: value for key, value in TINY["llama"].items() if key not in ("num_key_value_heads", "head_dim")}
+    config |= {"num_attention_heads": 4}
+    write_tiny(tmp_path / "old", config, dtype=torch.float32)
+    written = json.loads((tmp_path / "old" / "config.json").read_text())
+    written.pop("num_key_value_heads", None)
+    (tmp_path / "old" / "config.json").write_text(json.dumps(written))
+    outgrow.grow(tmp_path / "old", tmp_path / "many", "upcycle(experts=2, chosen=1)", measure=measured)
+    assert read_lineage(tmp_path / "many").measured["logit_difference"] < 1e-5
+
+
+def test_nothing_follows_what_leaves_only_new_layers_to_training(run, source, tmp_path):  # noqa: F811
+    done = run("grow", source, tmp_path / "target", "--operator", "llama-pro(blocks=2), noise(share=0.1)")
+    refused(done, "'llama-pro' leaves only its new layers to training, so nothing can follow it in one plan; make it the last")

@@ -24,7 +24,7 @@ from outgrow.data.corpus import Document, is_held_out, read
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.evaluation import harness, results
 from outgrow.evaluation.code_tasks import make_questions, python_tokens
-from outgrow.evaluation.local_tasks import data_hash, made_tasks, write_tasks
+from outgrow.evaluation.local_tasks import files_hash, made_tasks, read_task, write_tasks
 from outgrow.evaluation.loss import corpus_loss
 from outgrow.evaluation.model import open_model, weights_hash
 from outgrow.evaluation.sample import sample
@@ -169,9 +169,9 @@ def test_the_same_text_gives_the_same_files(place, tasks, tmp_path):
     write_tasks([str(place / "corpus")], tmp_path / "again", 12, 0.3)
     for path in tasks.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
-    assert data_hash(tasks / "code_bracket.yaml") == data_hash(tmp_path / "again" / "code_bracket.yaml")
+    assert files_hash(read_task(tasks / "code_bracket.yaml")[1]) == files_hash(read_task(tmp_path / "again" / "code_bracket.yaml")[1])
     (tmp_path / "again" / "code_bracket.jsonl").write_text("{}\n")
-    assert data_hash(tasks / "code_bracket.yaml") != data_hash(tmp_path / "again" / "code_bracket.yaml")
+    assert files_hash(read_task(tasks / "code_bracket.yaml")[1]) != files_hash(read_task(tmp_path / "again" / "code_bracket.yaml")[1])
 
 
 def test_tokens_stand_where_they_say_and_other_text_has_none():
@@ -279,6 +279,45 @@ def test_code_in_a_task_file_is_refused_unasked(tasks, tmp_path):
     for name in ("code_bracket", "outer"):
         with pytest.raises(OutgrowError, match=r"code_bracket.yaml' runs Python of its own .* --trust-code"):
             harness.load_tasks(read_suite(str(tmp_path / "tasks" / f"{name}.yaml")), None)
+
+
+@pytest.mark.parametrize(
+    "line", ["class: evil.Task", "unsafe_code: true", "metric_list: [{metric: ./evil}]", "metric_list: [{metric: acc, hf_evaluate: true}]"]
+)
+def test_other_ways_to_code_in_a_task_file_are_refused_unasked(tasks, tmp_path, line):
+    (tmp_path / "plain.yaml").write_text(f"task: plain\n{line}\n")
+    for text in ("include: 'plain.yaml'", "include: [plain.yaml]"):
+        (tmp_path / "outer.yaml").write_text(f"{text}\ntask: outer\n")
+        with pytest.raises(OutgrowError, match=r"plain.yaml' runs Python of its own .* --trust-code"):
+            harness.load_tasks(read_suite(str(tmp_path / "outer.yaml")), None)
+
+
+def test_a_template_reaches_no_python(tasks, tmp_path):
+    """The harness renders a task's text with templates that can reach everything; ours cannot."""
+    shutil.copytree(tasks, tmp_path / "tasks")
+    path = tmp_path / "tasks" / "code_bracket.yaml"
+    reach = "{{ cycler.__init__.__globals__.os.system('touch " + str(tmp_path / "reached") + "') }}"
+    path.write_text(path.read_text().replace("doc_to_text: context", f'doc_to_text: "{reach}"'))
+    with pytest.raises(OutgrowError, match="cannot be loaded: .*is unsafe"):
+        harness.load_tasks(read_suite(str(path)), None)
+    assert not (tmp_path / "reached").exists()
+
+
+def test_what_a_task_file_includes_is_read_from_beside_it(place, tasks, tmp_path):
+    shutil.copytree(tasks, tmp_path / "tasks" / "inner")
+    outer = tmp_path / "tasks" / "outer.yaml"
+    outer.write_text("include: inner/code_bracket.yaml\ntask: outer\n")
+    suite = read_suite(str(outer))
+    (loaded,) = harness.load_tasks(suite, None)
+    (plain,) = harness.load_tasks(read_suite(str(tasks / "code_bracket.yaml")), None)
+    opened = open_model(place / "checkpoint")
+    assert harness.run_task(loaded, opened, 3, 8)["all"] == harness.run_task(plain, opened, 3, 8)["all"]
+    data = tmp_path / "tasks" / "inner" / "code_bracket.jsonl"
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:-1]))
+    assert harness.load_tasks(suite, None)[0].data != loaded.data
+    (tmp_path / "tasks" / "inner" / "code_bracket.yaml").write_text("include: ../outer.yaml\n")
+    with pytest.raises(OutgrowError, match="includes itself"):
+        harness.load_tasks(suite, None)
 
 
 def test_pickled_weights_and_foreign_tokenizers_are_refused(place, tmp_path):

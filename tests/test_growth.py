@@ -300,6 +300,13 @@ def test_side_tables_grow():
     assert planned("stack", qwen, factor=2).target_config["max_window_layers"] == 2
     assert planned("interpolate", qwen, factor=2).target_config["max_window_layers"] == 4
     assert planned("stack", {**qwen, "max_window_layers": 28}, factor=8).target_config["max_window_layers"] == 32
+    sliding = {**qwen, "use_sliding_window": True, "sliding_window": 4}
+    assert planned("interpolate", sliding, factor=2).target_config["max_window_layers"] == 4
+    assert planned("msg", sliding, ffn=56, layers=8).target_config["max_window_layers"] == 4  # fresh ones are as the layer before them
+    with pytest.raises(OutgrowError, match="copies of the first 2 layers behind others, which 'max_window_layers' of qwen2 cannot say"):
+        planned("stack", sliding, factor=2)
+    table = {"layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 2}
+    assert planned("stack", {**sliding, **table}, factor=2).target_config["layer_types"] == table["layer_types"] * 2
     moe = planned("more-experts", TINY["qwen3_moe"], factor=3).target_config
     assert (moe["num_experts"], moe["num_experts_per_tok"]) == (12, 6)
     gpt2 = planned("direct-width", {**TINY["gpt2"], "n_inner": None}, hidden=36, kv=3).target_config

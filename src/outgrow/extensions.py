@@ -39,7 +39,7 @@ class FamilyFile(Settings):
     layer_prefix: str | None = None
     layer_count: str | None = None
     layer_tables: tuple[str, ...] | None = None
-    layer_bounds: tuple[str, ...] | None = None
+    layer_bounds: dict[str, str] | None = None
     period: int | None = None
     products: dict[str, tuple[str, ...]] | None = None
     norm_eps: str | None = None

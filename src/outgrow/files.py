@@ -22,7 +22,7 @@ def new_directory(target: Path, replace: bool = False) -> Generator[Path, None, 
     A process that is killed leaves a hidden `.NAME.partial-…` folder, never half a `target`; the next call removes it. With
     `replace` a directory that stands there is moved aside last of all, and then removed; killed in between, the next call puts it back.
     """
-    target = Path(os.path.abspath(target))
+    target = without_links(target)
     _mend(target)
     if target.exists() and not replace:
         raise OutgrowError(f"'{target}' exists already; remove it or choose another place")
@@ -52,6 +52,11 @@ def new_directory(target: Path, replace: bool = False) -> Generator[Path, None, 
             with suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def without_links(path: Path) -> Path:
+    """Where a path leads, through every link but one at its very end, which stays what it is."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def flush(path: Path) -> None:

@@ -13,7 +13,7 @@ QWEN2 = replace(
         **{name: line.split(" | if")[0] for name, line in ATTENTION.items() if name != "self_attn.o_proj.bias"},
         **{name: line for name, line in FEED_FORWARD.items() if name.endswith("weight")},
     },
-    layer_bounds=("max_window_layers",),
+    layer_bounds={"max_window_layers": "use_sliding_window"},
 )
 
 # The norms of queries and keys share the eps of the residual norms, so growth must leave it alone.
@@ -27,7 +27,7 @@ QWEN3 = replace(
         "self_attn.k_norm.weight": "gain head",
         **{name: line for name, line in FEED_FORWARD.items() if name.endswith("weight")},
     },
-    layer_bounds=("max_window_layers",),
+    layer_bounds={"max_window_layers": "use_sliding_window"},
     norm_eps=None,
 )
 

@@ -135,7 +135,7 @@ class Arch:
         layer_prefix: name of block i, with `{}` for i.
         layer_count: config key with the number of blocks.
         layer_tables: config keys that hold one entry per block.
-        layer_bounds: config keys that count the first blocks of a kind.
+        layer_bounds: config key that counts the first blocks of a kind, where no table says it -> the key that switches it on.
         period: blocks alternate with this period where no table in the config says so.
         products: config key -> the spaces whose product it holds.
         norm_eps: config key of the epsilon of the norms over the residual space; None if there is none or other norms share it.
@@ -155,7 +155,7 @@ class Arch:
     layer_prefix: str = "model.layers.{}."
     layer_count: str = "num_hidden_layers"
     layer_tables: tuple[str, ...] = ("layer_types",)
-    layer_bounds: tuple[str, ...] = ()
+    layer_bounds: Mapping[str, str] = field(default_factory=dict[str, str])
     period: int = 1
     products: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     norm_eps: str | None = None

@@ -98,4 +98,4 @@ def _costs(arch: Arch, before: Config, grown: Arch, after: Config) -> Iterator[s
 
 
 def _change(name: str, before: int, after: int) -> str:
-    return f"{name}: {before:,} -> {after:,} (x{after / before:.3g})"
+    return f"{name}: {before:,} -> {after:,}" + (f" (x{after / before:.3g})" if before else "")

@@ -23,7 +23,7 @@ from outgrow.checkpoint.ranks import leads, telling, told
 from outgrow.checkpoint.safetensors_file import FLOATS, Stored
 from outgrow.checkpoint.writing import Progress, write_shards
 from outgrow.errors import OutgrowError
-from outgrow.files import new_directory, write_json
+from outgrow.files import new_directory, without_links, write_json
 from outgrow.growth.apply import Policy
 from outgrow.growth.plan import GrowthPlan
 
@@ -101,7 +101,7 @@ def settle(
         raise OutgrowError(f"'{form if known == get_args(Form) else optimizer}' is none of {', '.join(known)}")
     if max_shard_bytes < 1:
         raise OutgrowError(f"a weight file must hold at least a byte, not {max_shard_bytes:,}")
-    _refuse_other_ties(checkpoint)
+    refuse_other_ties(checkpoint)
     if form == "huggingface":
         weights = weight_shards(checkpoint, plan, max_shard_bytes, _stored_as(dtype))
         return weights + (moment_shards(checkpoint, plan, optimizer) if optimizer != "reset" else []), weights
@@ -112,8 +112,7 @@ def settle(
 def refuse_place(checkpoint: Checkpoint, target: Path, layout: list[Shard] | Distributed, overwrite: bool) -> None:
     """Refuses a target that stands there, that lies where it must not, or whose disk has no room."""
     _refuse_standing(checkpoint, target, overwrite)
-    held, wanted = checkpoint.directory.resolve(), Path(os.path.abspath(target))
-    if held in wanted.parents:
+    if checkpoint.directory.resolve() in without_links(target).parents:
         raise OutgrowError(f"'{target}' lies inside the source, which is only read; choose another place")
     _enough_room(target, layout.bytes if isinstance(layout, Distributed) else sum(shard.bytes for shard in layout))
 
@@ -131,7 +130,7 @@ def _explained(target: Path) -> Generator[None, None, None]:
         ) from None
 
 
-def _refuse_other_ties(checkpoint: Checkpoint) -> None:
+def refuse_other_ties(checkpoint: Checkpoint) -> None:
     """A tied tensor that stands in the files all the same must be what it is tied to, or something would be lost."""
     for alias, name in checkpoint.arch.aliases(checkpoint.config).items():
         other, own = checkpoint.tied.get(alias), checkpoint.tensors[name]
@@ -201,7 +200,7 @@ def _receipt(
 
 def _enough_room(target: Path, needed: int) -> None:
     """Refuses to begin what cannot be finished."""
-    place = target.absolute().parent
+    place = without_links(target).parent
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from outgrow.checkpoint.dcp import Blob, Chunked
-from outgrow.checkpoint.grow import MAX_SHARD_BYTES
+from outgrow.checkpoint.grow import MAX_SHARD_BYTES, refuse_other_ties
 from outgrow.checkpoint.grow_dcp import Distributed, distributed_layout
 from outgrow.checkpoint.huggingface import Checkpoint, open_checkpoint
 from outgrow.checkpoint.layout import Shard, bytes_of, moment_shards, raw, weight_shards
@@ -38,6 +38,7 @@ def verify(target: Path | Checkpoint, source: Path | Checkpoint) -> int:
     if receipt.parents != before.hashes():
         raise OutgrowError(f"the weight files of '{before.directory}' are not those that '{after.directory}' was grown from: hashes differ")
     _same_config(after, plan)
+    refuse_other_ties(after)
     dtype, policy = _dtype(after, before, plan), cast("Policy", receipt.optimizer or "reset")
     if after.names:
         return _compare_distributed(distributed_layout(before, plan, after.names, policy, dtype), after.held)

@@ -84,15 +84,21 @@ def diagnose(directory: Path, ranks: bool = True) -> Diagnosis:
     rms: dict[str, Layers] = {}
     rank: dict[str, Layers] = {}
     for key, by_layer in matrices.items():
-        values = [[_read(checkpoint, tensor) for tensor in by_layer.get(layer, ())] for layer in range(count)]
-        rms[key] = [mean(_rms(one) for one in layer) if layer else math.nan for layer in values]
+        found = [[_measured(checkpoint, tensor, ranks) for tensor in by_layer.get(layer, ())] for layer in range(count)]
+        rms[key] = [mean(size for size, _ in layer) if layer else math.nan for layer in found]
         if ranks:
-            rank[key] = [mean(effective_rank(one) for one in layer) if layer else math.nan for layer in values]
+            rank[key] = [mean(share for _, share in layer) if layer else math.nan for layer in found]
     widened = {space: found for space, found in copies.items() if space != "layer" and space in checkpoint.arch.spaces}
     return Diagnosis(
         tokens=lineage.tokens, sources=sources, rms=rms, rank=rank, likeness=_likeness(checkpoint, matrices, sources),
         neurons={space: _alike_inside(checkpoint, matrices, space, found, count) for space, found in widened.items()}, skipped=[],
     )  # fmt: skip
+
+
+def _measured(checkpoint: Checkpoint, tensor: Tensor, ranks: bool) -> tuple[float, float]:
+    """(RMS, effective rank if asked for) of one tensor, which is let go again."""
+    value = _read(checkpoint, tensor)
+    return _rms(value), effective_rank(value) if ranks else math.nan
 
 
 def effective_rank(matrix: Any) -> float:

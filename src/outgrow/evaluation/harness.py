@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from outgrow.errors import OutgrowError
-from outgrow.evaluation.local_tasks import data_files, data_hash
+from outgrow.evaluation.local_tasks import files_hash, read_task
 from outgrow.evaluation.model import Opened
-from outgrow.evaluation.suite import FILE_ENDINGS, Suite, TaskChoice, read_task_file
+from outgrow.evaluation.suite import FILE_ENDINGS, Code, Suite, TaskChoice, read_task_file
 
 CONVERTED = "refs/convert/parquet"  # the hub's own conversion of a data set, a branch of it
 SHOTS_SEED = 1234  # of the examples shown, the harness's own
@@ -79,6 +79,7 @@ def load_tasks(suite: Suite, made: Path | None, trust_code: bool = False) -> lis
     with quiet():
         from lm_eval.tasks import TaskManager
 
+        _bound_templates()
         manager = TaskManager(include_defaults=not all(files))  # reading the thousands that come with it takes ten seconds
         return [_load(manager, choice, file, trust_code) for choice, file in zip(suite.tasks, files, strict=True)]
 
@@ -90,6 +91,7 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
         metric, value, stderr (None where there is none), samples, higher_is_better, shots, all (metric -> value).
     """
     with quiet(), no_randomness_used():
+        from jinja2 import TemplateError
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
@@ -102,7 +104,10 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
             if loaded.choice.shots or task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=loaded.choice.shots)
             task.set_fewshot_seed(seed=SHOTS_SEED)
-        found: Any = evaluate(lm=lm, task_dict=loaded.tasks, limit=limit, bootstrap_iters=RESAMPLES, log_samples=True)
+        try:
+            found: Any = evaluate(lm=lm, task_dict=loaded.tasks, limit=limit, bootstrap_iters=RESAMPLES, log_samples=True)
+        except TemplateError as error:
+            raise OutgrowError(f"the task '{loaded.choice.name}' has a template that cannot be filled: {error}") from None
     assert found is not None
     numbers = {key.removesuffix(",none"): value for key, value in found["results"][loaded.name].items() if isinstance(value, (int, float))}
     samples = [sample for one in found.get("samples", {}).values() for sample in one]
@@ -162,14 +167,18 @@ def _file(choice: TaskChoice, made: Path | None) -> Path | None:
 
 def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool) -> Loaded:
     spec: Any = choice.task
+    files = list[Path]()
     if file:
         if not file.is_file():
             raise OutgrowError(f"there is no task file '{file}'")
-        if not trust_code and (found := _runs_code(file)):
+        content, files = read_task(file)
+        code = next((one for one in files if one.suffix in FILE_ENDINGS and _runs_code(read_task_file(one))), None)
+        if code and not trust_code:
             raise OutgrowError(
-                f"'{found}' runs Python of its own (!function, class or unsafe_code); read it, and allow it with --trust-code"
+                f"'{code}' runs Python of its own (!function, class, unsafe_code or a metric that the harness does not have); read it, and "
+                "allow it with --trust-code"
             )
-        spec = _with_data(file) if "!function" not in file.read_text(encoding="utf-8") else str(file)
+        spec = str(file) if code else content
     try:
         loaded = _loaded(manager, spec)
     except KeyError as error:
@@ -190,7 +199,7 @@ def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool)
     groups, tasks = loaded["groups"], loaded["tasks"]
     if not groups and len(tasks) > 1:
         raise OutgrowError(f"'{choice.task}' is a tag of {len(tasks)} tasks ({', '.join(tasks)}); name those that are meant")
-    return Loaded(choice, next(iter(groups or tasks)), loaded, data_hash(file) if file else None)
+    return Loaded(choice, next(iter(groups or tasks)), loaded, files_hash(files) if file else None)
 
 
 def _loaded(manager: Any, spec: Any) -> Any:
@@ -212,31 +221,27 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _with_data(file: Path) -> dict[str, Any]:
-    """A task's settings, its own data files found beside it."""
-    content = read_task_file(file)
-    there = {os.path.relpath(path, file.parent): str(path.resolve()) for path in data_files(content, file.parent)}
-    settings = content.get("dataset_kwargs") or {}
-    named = settings.get("data_files")
-    if isinstance(named, dict):
-        found = {split: [there.get(one, one) for one in ([value] if isinstance(value, str) else value)] for split, value in named.items()}
-        content["dataset_kwargs"] = {**settings, "data_files": found}
-    elif named:
-        content["dataset_kwargs"] = {
-            **settings,
-            "data_files": [there.get(one, one) for one in ([named] if isinstance(named, str) else named)],
-        }
-    return content
+def _runs_code(settings: Any) -> bool:
+    """Would the harness run Python that is not its own for these settings of a task?"""
+    from lm_eval.api.metrics import mean  # noqa: F401  # fills the registry
+    from lm_eval.api.registry import metric_registry
+
+    if isinstance(settings, dict):
+        unknown = isinstance(metric := settings.get("metric"), str) and metric not in metric_registry
+        asked = "class" in settings or settings.get("unsafe_code") or settings.get("hf_evaluate")
+        return bool(unknown or asked or any(_runs_code(value) for value in settings.values()))
+    return isinstance(settings, Code) or (isinstance(settings, list) and any(map(_runs_code, settings)))
 
 
-def _runs_code(file: Path) -> Path | None:
-    """The file, or one that it includes, that would run Python."""
-    text = file.read_text(encoding="utf-8")
-    if re.search(r"!function|^class:|^unsafe_code:\s*true", text, re.MULTILINE):
-        return file
-    found = re.search(r"^include:\s*(\S+)", text, re.MULTILINE)
-    inner = file.parent / found[1] if found else None
-    return _runs_code(inner) if inner and inner.is_file() else None
+def _bound_templates() -> None:
+    """Templates of tasks fill holes in text; the harness's own environment would let them reach Python."""
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    if not isinstance(utils.env, SandboxedEnvironment):
+        bound = SandboxedEnvironment(undefined=utils.env.undefined, keep_trailing_newline=utils.env.keep_trailing_newline)
+        bound.filters.update(utils.env.filters)
+        utils.env = bound
 
 
 def _no_data(manager: Any, choice: TaskChoice, error: Exception) -> OutgrowError:

@@ -85,21 +85,55 @@ def made_tasks(
     return directory
 
 
-def data_hash(path: Path) -> str:
-    """A hash over a task's YAML file and the data files that lie beside it."""
+def read_task(path: Path, within: Sequence[Path] = ()) -> tuple[dict[str, Any], list[Path]]:
+    """A task's settings, with what its YAML file includes and its data found beside it; and every file that they come from.
+
+    Raises:
+        OutgrowError: a file that is not there, is not YAML, or includes itself.
+    """
+    if path.resolve() in within:
+        raise OutgrowError(f"'{path}' includes itself")
     content = read_task_file(path)
-    digest = hashlib.sha256(path.read_bytes())
-    for file in data_files(content, path.parent):
+    data = _locate_data(content, path.parent)
+    included = content.pop("include", [])
+    names = included if isinstance(included, list) else [included]
+    files, settings = [path], dict[str, Any]()
+    for name in names:
+        if not isinstance(name, str):
+            raise OutgrowError(f"'{path}' includes {name!r}, and 'include' takes the names of files")
+        inner, more = read_task(path.parent / name, (*within, path.resolve()))
+        settings |= {key: value for key, value in inner.items() if key != "task_list"}
+        files += more
+    return {**settings, **content}, [*files, *data]
+
+
+def files_hash(files: Sequence[Path]) -> str:
+    """A hash over the bytes of files."""
+    digest = hashlib.sha256()
+    for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def data_files(content: dict[str, Any], folder: Path) -> list[Path]:
-    """The local files that a task's `dataset_kwargs` name."""
-    named = (content.get("dataset_kwargs") or {}).get("data_files") or []
-    values = named.values() if isinstance(named, dict) else named if isinstance(named, list) else [named]
-    paths = [folder / one for value in values for one in (value if isinstance(value, list) else [value])]
-    return sorted(path for path in paths if path.is_file())
+def _locate_data(content: dict[str, Any], folder: Path) -> list[Path]:
+    """Puts full paths in the place of the local files that a task's `dataset_kwargs` name, and returns them."""
+    settings = content.get("dataset_kwargs")
+    named = settings.get("data_files") if isinstance(settings, dict) else None
+    found: set[Path] = set()
+
+    def located(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: located(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [located(one) for one in value]
+        if isinstance(value, str) and (folder / value).is_file():
+            found.add(folder / value)
+            return str((folder / value).resolve())
+        return value
+
+    if named:
+        content["dataset_kwargs"] = {**settings, "data_files": located(named)}  # type: ignore[dict-item]
+    return sorted(found)
 
 
 def _task_text(task: str, content: str) -> str:

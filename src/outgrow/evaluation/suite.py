@@ -115,11 +115,15 @@ def read_task_file(path: Path) -> dict[str, Any]:
     return content
 
 
+class Code(str):
+    """The text of a `!function`, which names Python."""
+
+
 class _Plain(yaml.SafeLoader):
     """Reads `!function` as its text."""
 
 
-_Plain.add_constructor("!function", lambda loader, node: str(node.value))
+_Plain.add_constructor("!function", lambda loader, node: Code(node.value))
 
 
 def needs_made(suite: Suite) -> bool:

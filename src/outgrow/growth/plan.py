@@ -136,6 +136,16 @@ class GrowthPlan:
             entries = _entries(self.source_config, table)
             if entries is not None and len(entries) != old:
                 raise OutgrowError(f"the config's '{table}' has {len(entries)} entries for {old} layers")
+        told = any(_entries(self.source_config, table) for table in self.arch.layer_tables)
+        for key, switch in self.arch.layer_bounds.items():
+            bound = self.source_config.get(key)
+            if self.source_config.get(switch) and isinstance(bound, int) and not told:
+                inside = self._inside(bound)
+                if inside != sorted(inside, reverse=True):
+                    raise OutgrowError(
+                        f"the layer list puts copies of the first {bound} layers behind others, which '{key}' of {self.arch.family} cannot "
+                        "say; say the kind of each layer in the config's 'layer_types'"
+                    )
         kinds = self.arch.kinds(self.source_config)
         period = self.arch.pattern(self.source_config)
         if len(set(kinds)) < 2:
@@ -216,8 +226,15 @@ class GrowthPlan:
                 config.pop(table, None)
         for key in self.arch.layer_bounds:
             if isinstance(bound := config.get(key), int):
-                inside = [0 <= layer < bound for layer in self.layers]
+                inside = self._inside(bound)
                 config[key] = max(bound, len(inside)) if all(inside) else inside.index(False)
+
+    def _inside(self, bound: int) -> list[bool]:
+        """[target layers] is a layer made of one of the first `bound`? A fresh one is of the kind of the layer before it."""
+        inside: list[bool] = []
+        for layer in self.layers:
+            inside.append(layer < bound if layer != FRESH else inside[-1] if inside else bound > 0)
+        return inside
 
     def assignments(self) -> Iterator[Assignment]:
         """Every tensor of the target, in the order of its arch table, with its source."""
@@ -271,6 +288,10 @@ class GrowthPlan:
             return self.then(after.after).then(replace(after, after=None))
         if self.fill == "masked":
             raise OutgrowError(f"'{self.operator}' is unmasked in training, so nothing can follow it in one plan; make it the last")
+        if self.trains_only_fresh:
+            raise OutgrowError(
+                f"'{self.operator}' leaves only its new layers to training, so nothing can follow it in one plan; make it the last"
+            )
         if after.source_config != self.target_config:
             raise OutgrowError(f"'{after.operator}' was planned for another config than what '{self.operator}' makes; plan it for that one")
         return replace(after, after=self)

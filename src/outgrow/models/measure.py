@@ -11,7 +11,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE, Checkpoint
+from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE, Checkpoint, open_checkpoint
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.growth.plan import GrowthPlan
@@ -51,8 +51,9 @@ def measured(source: Checkpoint, target: Path, plan: GrowthPlan, most_bytes: int
         return {"not measured": f"transformers cannot run it: {str(error).splitlines()[0][:200]}"}
     difference, deviation = float((before - after).abs().max()), float(before.std())
     if plan.claims.preserves and all(stage.claims.preserves for stage in plan.stages):
-        dtype = next(iter(source.tensors.values())).entry.dtype
-        if difference > _ROUNDING.get(dtype, 0.5) * deviation:
+        stored = (*source.tensors.values(), *open_checkpoint(target, (plan.grown_arch,)).tensors.values())
+        rounding = max(_ROUNDING.get(one.entry.dtype, 0.5) for one in stored)
+        if difference > rounding * deviation:
             raise OutgrowError(
                 f"'{plan.operator}' claims to preserve the function, and the logits differ by {difference:.2g} at a deviation of "
                 f"{deviation:.2g}; nothing was written. Please report this, or use --no-measure to write it all the same"

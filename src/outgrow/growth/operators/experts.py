@@ -54,7 +54,10 @@ def upcycle(arch: Arch, config: Config, experts: int = 8, chosen: int = 2, seed:
 
 def _said(arch: Arch, config: Config) -> dict[str, object]:
     """What the source leaves to its family's defaults, said, since the target's family has others."""
-    defaults: dict[str, object] = {"rms_norm_eps": arch.get(config, "rms_norm_eps")}
+    sizes = arch.sizes(config)
+    defaults: dict[str, object] = {"rms_norm_eps": arch.get(config, "rms_norm_eps"), "num_key_value_heads": sizes["kv"]}
+    if arch.family == "qwen3":
+        defaults["head_dim"] = sizes["head"]
     if not config.keys() & {"rope_theta", "rope_parameters"}:
         defaults["rope_theta"] = 10000.0
     if config.get("model_type") == "mistral":
