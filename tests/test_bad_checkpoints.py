@@ -21,6 +21,7 @@ from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.checkpoint.safetensors_file import read_header
 from outgrow.checkpoint.verify import verify
+from outgrow.growth.as_json import array_to_json
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.tiny import TINY, write_tiny
 from outgrow.models.measure import measured
@@ -392,6 +393,60 @@ def test_what_is_upcycled_says_what_its_family_takes_otherwise(tmp_path):
     (tmp_path / "old" / "config.json").write_text(json.dumps(written))
     outgrow.grow(tmp_path / "old", tmp_path / "many", "upcycle(experts=2, chosen=1)", measure=measured)
     assert read_lineage(tmp_path / "many").measured["logit_difference"] < 1e-5
+
+
+def test_more_files_than_may_be_open_are_refused_in_words(source, tmp_path):
+    """The limit of this process stands; sixty files are more than one of thirty allows."""
+    code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); from outgrow.cli import main; main()"
+    command = [sys.executable, "-c", code, "grow", str(source), str(tmp_path / "target"), "--factor", "2", "--max-shard-size", "1KB"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "weight files are more than the 40 that may be open at once; raise --max-shard-size" in done.stderr
+    assert not (tmp_path / "target").exists()
+
+
+def test_comments_that_are_no_text_are_refused_as_the_library_does(source, tmp_path):
+    path = source / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    text = json.dumps({**header, "__metadata__": {"a": 5}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    with pytest.raises(outgrow.OutgrowError, match="has comments .* that are no text"):
+        outgrow.grow(source, tmp_path / "target")
+
+
+def test_moments_that_are_no_floats_are_refused(source, tmp_path):
+    moments = {name: value.to(torch.uint8) for name, value in load_file(source / "model.safetensors").items()}
+    save_file(moments, source / "exp_avg.safetensors")
+    (source / "training.json").write_text('{"tokens": 1, "flops": 1.0, "steps": 1}')
+    with pytest.raises(outgrow.OutgrowError, match="is U8, and moments that grow are floats; use --optimizer reset"):
+        outgrow.grow(source, tmp_path / "target", "direct-width(ffn=50)", optimizer="carry")
+
+
+def test_options_without_effect_and_places_that_are_not_there(run, source, tmp_path):  # noqa: F811
+    refused(run("grow", source, tmp_path / "x", "--form", "dcp", "--measure"), "--measure has no effect with distributed checkpoints")
+    refused(run("learn", source, tmp_path / "nowhere" / "plan.json"), "exists already, or its directory does not")
+    refused(run("check", "--operator", "stack", "--markdown", tmp_path / "nowhere" / "t.md"), "there is no directory")
+    refused(run("report", "operators", "--recipe", "x.yaml"), "--recipe is what a comparison is made of")
+
+
+def test_a_plan_that_names_what_is_not_there_is_refused(source):
+    plan = outgrow.plan(TINY["llama"], "stack").as_json()
+    arch = outgrow.plan(TINY["llama"], "stack").arch
+    odd = {"keys": {"mlp.up_proj.weight": "mlp.none.weight"}}, {"depth_maps": {"mlp.up_proj": array_to_json(np.ones((3, 4)))}}
+    for edit, says in zip(odd, ("does not have", r"must be \[16, 4\]"), strict=True):
+        with pytest.raises(outgrow.OutgrowError, match=says):
+            GrowthPlan.from_json({**plan, **edit}, arch)
+
+
+def test_heads_that_no_longer_divide_the_width_are_said_in_the_config(run, tmp_path):  # noqa: F811
+    config = {key: value for key, value in TINY["mistral"].items() if key != "head_dim"} | {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    grown = outgrow.plan(config, "zero-width(hidden=42)").target_config
+    assert (grown["hidden_size"], grown["head_dim"], grown["num_attention_heads"]) == (42, 6, 4)
 
 
 def test_nothing_follows_what_leaves_only_new_layers_to_training(run, source, tmp_path):  # noqa: F811

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import tokenize
 
@@ -231,7 +232,16 @@ def test_results_are_kept_beside_the_weights_and_found_again(place, tasks, asked
     with monkeypatch.context() as patch:
         patch.setattr(harness, "run_task", None)
         assert results.evaluate(place / "checkpoint", suite, loaded) == asked
+    # A file that was written for one metric says what it has when it is asked for another.
+    odd = suite.model_copy(update={"tasks": tuple(one.model_copy(update={"metric": "acc_norm"}) for one in suite.tasks[:1])})
+    with pytest.raises(OutgrowError, match="has no metric 'acc_norm'; it has"):
+        results.evaluate(place / "checkpoint", odd, [dataclasses.replace(loaded[0], choice=odd.tasks[0])])
     shutil.copytree(place / "checkpoint", tmp_path / "other")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *arguments: False)
+        patch.setattr(harness, "run_task", None)
+        with pytest.raises(OutgrowError, match="evaluation' cannot be written to, and results are kept there"):
+            results.evaluate(tmp_path / "other", suite, [dataclasses.replace(loaded[0], data="another")])
     other = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
     with torch.no_grad():
         other.model.norm.weight.mul_(1.5)
@@ -540,6 +550,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(place, tmp_path, monkeypatch):
         (("sample", checkpoint, "--tokens", 900), "over the 256"),
         (("sample", checkpoint, "--temperature", 0, "--count", 2), "--count has no effect"),
         (("loss", checkpoint, "--device", "abacus"), "--device takes cpu"),
+        (("loss", checkpoint, "--device", "xpu"), "--device xpu is asked for and torch finds none"),
         (("loss", checkpoint, "--context", 999), "--context 999 is more than the 256"),
     ):
         with pytest.raises(OutgrowError, match=message):

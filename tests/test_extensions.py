@@ -113,6 +113,21 @@ def test_an_operator_of_ones_own(run, source, tmp_path):
     refused(run("check", *own, "--operator", "liar", "--family", "llama"), "1 claims are not backed: liar on llama claims to preserve")
 
 
+def test_knobs_have_the_types_that_an_operator_says(run, source, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from outgrow.growth.operators import arrange\n"
+        "def some(arch, config, block: int | None = None, order: list[int] = [0, 1]):\n"
+        "    return arrange(arch, config, layers=','.join(map(str, order * (block or 1))))\n"
+        "def nothing(arch, config):\n    return None\n"
+    )
+    own = ("--operator-file", tmp_path / "own.py", "--dry-run", "--operator")
+    for call in ("some", "some(block=2)", "some(block=None)", "some(order=[0, 1, 0, 1])"):
+        assert run("grow", source, tmp_path / "target", *own, call)[0] == 0, call
+    refused(run("grow", source, tmp_path / "x", *own, "some(block='2')"), "the knob 'block' of 'some' must be of type int | None, not '2'")
+    refused(run("grow", source, tmp_path / "x", *own, "some(order='01')"), "must be of type list[int], not '01'")
+    refused(run("grow", source, tmp_path / "x", *own, "nothing"), "the operator 'nothing' returned 'None', and must return a GrowthPlan")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

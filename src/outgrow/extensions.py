@@ -112,7 +112,9 @@ def family_problems(arch: Arch) -> list[str]:
         problems.append("no line of 'layer' has '| ends branch'; mark the last map of each branch, which identity blocks zero")
     if not arch.residual:
         problems.append("no space says that RMSNorm or LayerNorm reads it ('admits'); the residual stream's does")
-    problems += [f"there is no space '{space}'" for space in ("vocab", "kv", "head") if space not in arch.spaces]
+    problems += [f"there is no space '{space}'" for space in ("vocab", "hidden", "kv", "head") if space not in arch.spaces]
+    if arch.period < 1:
+        problems.append(f"'period' counts layers, at least 1, not {arch.period}")
     return problems
 
 

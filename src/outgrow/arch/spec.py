@@ -213,6 +213,8 @@ class Arch:
             sizes[name] = self._evaluate(name, space.size, {**config, **sizes})
             for key in (key for key in space.scales if self.get(config, key) is not None):
                 self._evaluate(key, key, config)
+        if any("{expert}" in key for key in self.layer):
+            self._evaluate("experts of a token", "num_experts_per_tok", config)
         return sizes
 
     def _evaluate(self, name: str, expression: str, values: Mapping[str, Any]) -> int:

@@ -14,6 +14,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +189,13 @@ def _from_safetensors(files: Iterable[Path]) -> Iterator[tuple[str, Chunked]]:
     parts: dict[str, list[tuple[tuple[int, ...], Stored]]] = {}
     for path in files:
         try:
-            offsets = {name: tuple(one["saved_offsets"]) for name, one in json.loads(read_comments(path)[SHARDING]).items()}
+            offsets = {name: tuple(map(index, one["saved_offsets"])) for name, one in json.loads(read_comments(path)[SHARDING]).items()}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise OutgrowError(f"the header of '{path}' does not say which part of each tensor it holds") from None
         for name, stored in stored_in(path).items():
-            parts.setdefault(name, []).append((offsets.get(name, ()), stored))
+            if len(at := offsets.get(name, ())) != len(stored.entry.shape):
+                raise OutgrowError(f"the header of '{path}' places a part of '{name}' on {len(at)} axes of {len(stored.entry.shape)}")
+            parts.setdefault(name, []).append((at, stored))
     for name, found in parts.items():
         dtype = found[0][1].entry.dtype
         shape = tuple(map(max, zip(*(_ends(at, stored.entry.shape) for at, stored in found), strict=True))) if found[0][0] else ()

@@ -152,3 +152,5 @@ def _same_shapes(checkpoint: Checkpoint, stored: Mapping[str, Stored]) -> None:
         if weight and weight.entry.shape != one.entry.shape:
             shapes = f"has shape {list(one.entry.shape)}, and the weight has {list(weight.entry.shape)}"
             raise OutgrowError(f"'{name}' in '{one.path}' {shapes}; use --optimizer reset")
+        if one.entry.dtype not in FLOATS:
+            raise OutgrowError(f"'{name}' in '{one.path}' is {one.entry.dtype}, and moments that grow are floats; use --optimizer reset")

@@ -126,6 +126,9 @@ def entry_bytes(dtype: str, shape: Iterable[int]) -> int:
 def read_header(path: Path) -> dict[str, Entry]:
     """Name -> entry of every tensor of a file; refuses a header that does not describe the file exactly."""
     header, start, size = _header(path)
+    comments = header.get("__metadata__", {})
+    if not isinstance(comments, dict) or not all(isinstance(value, str) for value in comments.values()):
+        raise OutgrowError(f"the header of '{path}' has comments ('__metadata__') that are no text")
     entries = {name: _entry(path, name, value, start) for name, value in header.items() if name != "__metadata__"}
     _cover(path, entries, start, size)
     return entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Callable, Collection, Generator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -15,6 +16,7 @@ from outgrow.checkpoint.safetensors_file import Stored
 from outgrow.errors import OutgrowError
 
 THREADS = 2  # files written at once; a file takes one writer at a time
+SPARE_FILES = 24  # open for other reasons
 _RANGE = 1 << 26  # bytes that are asked for at once
 _FLUSH_SECONDS = 0.1
 _BLOCK = 1 << 20  # bytes that pass through this process where the kernel cannot copy by itself
@@ -36,6 +38,8 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
             done += count
             progress(done, total)
 
+    if len(shards) > (most := resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES):
+        raise OutgrowError(f"{len(shards):,} weight files are more than the {most:,} that may be open at once; raise --max-shard-size")
     files = {shard.name: os.open(directory / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666) for shard in shards}
     try:
         with ThreadPoolExecutor(THREADS) as pool, _flushing(files.values()):

@@ -78,6 +78,8 @@ def grow(
         raise OutgrowError(f"--form takes huggingface, dcp or torchtitan, not '{form}'")
     if form != "huggingface" and max_shard_size:
         raise OutgrowError(f"--max-shard-size has no effect with --form {form}; leave it out")
+    if measure and (form != "huggingface" or checkpoint.held):
+        raise OutgrowError("--measure has no effect with distributed checkpoints, which are not measured; leave it out")
     if form == "huggingface" and started() > 1:
         raise OutgrowError(
             f"torchrun started {started()} processes, and one writes a Hugging Face directory; leave torchrun out, or use --form dcp"
@@ -123,7 +125,7 @@ def verify(
 def learn(
     source: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint directory; only read.")],
     plan: Annotated[Path, typer.Argument(help="The plan (JSON) to write, for 'outgrow grow --plan'.")],
-    operator: Operators = "learn-depth",
+    operator: Annotated[str, typer.Option(help="learn-depth or learn-width with its knobs, and operators around it.")] = "learn-depth",
     factor: Factor = None,
     knob: Knobs = None,
     data: Annotated[Path | None, typer.Option(help="The 'data' of the run that the source comes from (YAML).")] = None,
@@ -142,6 +144,8 @@ def learn(
     from outgrow.training.config import LearnConfig
 
     checkpoint = open_checkpoint(source)
+    if plan.exists() or not plan.absolute().parent.is_dir():
+        raise OutgrowError(f"'{plan}' exists already, or its directory does not; choose another place")
     made = _plan(checkpoint, operator, factor, None, knob, None)
     text = load(DataConfig, data) if data else DataConfig()  # type: ignore[call-arg]
     settings = LearnConfig(steps=steps, batch_tokens=batch_tokens, learning_rate=learning_rate)

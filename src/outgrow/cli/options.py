@@ -13,7 +13,10 @@ from outgrow.errors import OutgrowError
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs and packed data are kept and found again.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="A comparison recipe (YAML); the built-in one if not given.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, such as 0 or 0,1,2; three or more give an interval.")]
-Page = Annotated[Path | None, typer.Option("--output", help="Where the report goes; RUNS/report.html if not given.")]
+Page = Annotated[
+    Path | None,
+    typer.Option("--output", help="Where the report goes; in RUNS if not given."),
+]
 
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="A setting in place of the file's: optimizer.learning_rate=0.001. May be repeated.")

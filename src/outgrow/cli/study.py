@@ -79,7 +79,9 @@ def report(
         raise OutgrowError(f"--seeds of studies says how many, such as 3, not '{seeds}'")
     read = read_studies(studies, scale, int(seeds or 3), folder)
     show_studies(read)
-    page = output or Path("runs") / f"studies-{Path(scale).stem}.html"
+    if recipe:
+        raise OutgrowError("--recipe is what a comparison is made of; name studies, or give it, and not both")
+    page = output or runs / f"studies-{Path(scale).stem}.html"
     write_studies(read, page, pictures)
     print(f"report: {page}")
 

@@ -12,7 +12,7 @@ import random
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,8 +113,8 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
     samples = [sample for one in found.get("samples", {}).values() for sample in one]
     numbers |= _ratio_errors(samples, numbers)
     values = {key: float(value) for key, value in numbers.items() if "_stderr" not in key and key not in ("sample_len", "sample_count")}
-    metric = _metric(loaded.choice, values)
-    error = numbers.get(_error_of(metric))
+    metric = metric_of(loaded.choice, values)
+    error = numbers.get(error_of(metric))
     higher = {key: value for one in found.get("higher_is_better", {}).values() for key, value in (one or {}).items()}
     counted = found.get("n-samples", {})
     return {
@@ -128,7 +128,12 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
     }
 
 
-def _metric(choice: TaskChoice, values: dict[str, float]) -> str:
+def metric_of(choice: TaskChoice, values: Collection[str]) -> str:
+    """The metric of a task that counts, among those that it has.
+
+    Raises:
+        OutgrowError: the task has not the one that is asked for.
+    """
     wanted = choice.metric or next((name for name in ("acc", "exact_match", "word_perplexity") if name in values), next(iter(values), ""))
     for name in values:
         if name == wanted or name.startswith(f"{wanted},"):
@@ -136,7 +141,8 @@ def _metric(choice: TaskChoice, values: dict[str, float]) -> str:
     raise OutgrowError(f"the task '{choice.name}' has no metric '{wanted}'; it has {', '.join(values)}")
 
 
-def _error_of(metric: str) -> str:
+def error_of(metric: str) -> str:
+    """The name of a metric's standard error."""
     name, comma, filtered = metric.partition(",")
     return f"{name}_stderr{comma}{filtered}"
 

@@ -90,8 +90,13 @@ def open_model(
 
 def weights_hash(directory: Path) -> str:
     """One sha256 for a checkpoint's weights and config: what it computes, whatever lies beside them."""
-    sharded = (directory / INDEX).is_file() and not (directory / SINGLE).is_file()
-    names = sorted(set(read_json(directory / INDEX).get("weight_map", {}).values())) if sharded else [SINGLE]
+    names = [SINGLE]
+    if (directory / INDEX).is_file() and not (directory / SINGLE).is_file():
+        index = read_json(directory / INDEX)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise OutgrowError(f"'{directory / INDEX}' needs a 'weight_map' from tensors to files")
+        names = sorted(set(shards.values()))
     missing = [name for name in (CONFIG, *names) if not (directory / name).is_file()]
     if missing:
         raise OutgrowError(f"there is no '{missing[0]}' in '{directory}'; give a checkpoint directory with safetensors in it")
@@ -136,8 +141,10 @@ def _device(name: str | None) -> torch.device:
         found = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise OutgrowError(f"--device takes cpu, cuda, cuda:1, mps, ..., not '{name}'") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise OutgrowError("--device cuda is asked for and torch finds none; leave it out, or install torch for CUDA")
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise OutgrowError(f"--device {name} is asked for and torch finds none; leave it out, or install torch for it") from None
     return found
 
 

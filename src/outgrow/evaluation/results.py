@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.config import hash_of
+from outgrow.errors import OutgrowError
 from outgrow.evaluation import harness
 from outgrow.evaluation.harness import Loaded
 from outgrow.evaluation.model import Opened, open_model, tokenizer_hash, weights_hash
-from outgrow.evaluation.suite import Suite
+from outgrow.evaluation.suite import Suite, TaskChoice
 from outgrow.files import read_json, write_json
 
 FOLDER = "evaluation"  # beside the weights
@@ -57,13 +59,15 @@ def evaluate(
         asked = {**common, "task": choice.name, "shots": choice.shots, "data": loaded.data, "lm_eval": harness.version()}
         path = directory / FOLDER / f"{choice.name}-{hash_of(asked)}.json"
         if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            if not os.access(path.parent, os.W_OK):
+                raise OutgrowError(f"'{path.parent}' cannot be written to, and results are kept there; evaluate a copy of the checkpoint")
             opened = opened or open_model(directory, tokenizer, context, device, dtype)
             told(f"{directory}: {choice.name}")
             found = harness.run_task(loaded, opened, limit, batch_size)
             lineage = read_lineage(directory)
-            path.parent.mkdir(exist_ok=True)
             write_json(path, {**found, "settings": asked, "trained_tokens": lineage.tokens, "trained_flops": lineage.flops})
-        results[choice.name] = _read(path, choice.metric)
+        results[choice.name] = _read(path, choice)
     return results | averages(suite, results)
 
 
@@ -100,12 +104,13 @@ def reference_table(suite: Suite) -> list[list[str]]:
     return [["reference", *keys], *shown]
 
 
-def _read(path: Path, metric: str | None) -> Result:
-    """A stored result; with another metric of the same task in front, if that one is asked for."""
+def _read(path: Path, choice: TaskChoice) -> Result:
+    """A stored result, with the metric that is asked for in front: the file may have been written for another of the same task."""
     result = read_json(path)
-    if metric and metric != result["metric"].partition(",")[0] and metric in result["all"]:
-        result = {**result, "metric": metric, "value": result["all"][metric], "stderr": result["all"].get(f"{metric}_stderr")}
-    return result
+    metric = harness.metric_of(choice, [name for name in result["all"] if "_stderr" not in name])
+    if metric == result["metric"]:
+        return result
+    return {**result, "metric": metric, "value": result["all"][metric], "stderr": result["all"].get(harness.error_of(metric))}
 
 
 def _cell(result: Result | None) -> str:

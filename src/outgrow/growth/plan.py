@@ -99,6 +99,7 @@ class GrowthPlan:
         for name, lift in self.lifts.items():
             self._check(name, lift)
         self._check_pattern(old)
+        self._check_maps(old)
         self._check_sizes()
 
     def _check(self, name: str, lift: AnyLift) -> None:
@@ -117,6 +118,11 @@ class GrowthPlan:
             raise OutgrowError(f"the lift of '{name}' enlarges a space of {lift.size}, and the source has {sizes[name]}")
         if not self.claims.preserves or isinstance(lift, Dense):
             return
+        if (error := lift.identity_error()) > 1e-9:
+            raise OutgrowError(
+                f"the plan claims to preserve the function, and what reads {growth} would see the old values changed by {error:.2g} times; "
+                "let the copies' shares of reading, times what they write, sum to one, or claim preserves=False"
+            )
         exact = {"RMSNorm": lift.keeps_rms_norm(), "LayerNorm": lift.keeps_layer_norm()}.get(admits, True)
         if not exact:
             way_out = "an isometry, a tiling or a pad" if admits == "RMSNorm" else "even copies or new indices that hold the mean"
@@ -157,6 +163,16 @@ class GrowthPlan:
                 f"the layer list breaks the pattern in which {self.arch.family}'s layers of {len(set(kinds))} kinds take turns; "
                 f"repeat whole periods of {period} layers"
             )
+
+    def _check_maps(self, old: int) -> None:
+        """What a plan from a file names is there."""
+        known = {**self.arch.top, **self.arch.layer}
+        for key, source in self.keys.items():
+            if source is not None and source not in known:
+                raise OutgrowError(f"the plan makes '{key}' of '{source}', which {self.arch.family} does not have")
+        for module, weights in self.depth_maps.items():
+            if (shape := tuple(weights.shape)) != (len(self.layers), old):
+                raise OutgrowError(f"the depth map of '{module}' is {list(shape)}, and must be [{len(self.layers)}, {old}]")
 
     def _check_sizes(self) -> None:
         """What the target's config says is what the plan grows: sizes that a config derives from others must not slip."""
@@ -211,9 +227,12 @@ class GrowthPlan:
                 if factor != 1:
                     config[arch.norm_eps] = arch.get(config, arch.norm_eps) * factor
         if self.lifts:  # sizes that the source left to be derived must stay what they were
-            derived = arch.sizes(config)
+            try:
+                derived = arch.sizes(config)
+            except OutgrowError:  # nothing follows from these any more
+                derived = dict[str, int]()
             for name, size in new.items():
-                if derived[name] != size:
+                if derived.get(name) != size:
                     _set_size(config, arch.spaces[name].edit, size)
         return {**config, **self.config}
 

@@ -25,6 +25,8 @@ def check_everything(
     operators: list[str] | None, families: list[str] | None, known: Mapping[str, Operator], page: Path | None
 ) -> list[str]:  # fmt: skip
     """Checks operators on families, prints the table, and returns the claims that are not backed."""
+    if page and not page.absolute().parent.is_dir():
+        raise OutgrowError(f"there is no directory '{page.parent}' for the table")
     names, tried = _chosen(operators, list(known), "operator"), _chosen(families, list(TINY), "family")
     _quiet()
     pairs = [(name, family) for name in names for family in tried]

@@ -6,7 +6,8 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from outgrow.arch import Arch, Config
 from outgrow.errors import OutgrowError
@@ -80,12 +81,22 @@ def single_plan(
             has = f"it has: {', '.join(parameters)}" if parameters else "it has none"
             raise OutgrowError(f"the operator '{name}' has no knob '{knob}'; {has}")
         kind = kinds.get(knob, object)
-        if type(value) is not kind and not (kind is float and type(value) is int) and kind is not object:
-            raise OutgrowError(f"the knob '{knob}' of '{name}' must be of type {kind.__name__}, not {value!r}")
+        if not _is_of(value, kind):
+            said = kind.__name__ if isinstance(kind, type) and not get_args(kind) else kind
+            raise OutgrowError(f"the knob '{knob}' of '{name}' must be of type {said}, not {value!r}")
     for knob, parameter in parameters.items():
         if parameter.default is parameter.empty and knob not in knobs:
             raise OutgrowError(f"the operator '{name}' needs the knob '{knob}'")
-    return operators[name](arch, config, **knobs)
+    made: Any = operators[name](arch, config, **knobs)
+    if not isinstance(made, GrowthPlan):
+        raise OutgrowError(f"the operator '{name}' returned {str(made)[:60]!r}, and must return a GrowthPlan")
+    return made
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Is a knob's value of the type that its operator says: a class, `int | None`, `list[int]`?"""
+    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return any(one in (object, Any) or type(value) is (get_origin(one) or one) or (one is float and type(value) is int) for one in choices)
 
 
 def _calls(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
