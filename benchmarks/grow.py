@@ -1,4 +1,4 @@
-"""Growing on disk against `cp` of the same bytes and against mergekit's passthrough: whole processes, time and peak memory.
+"""Growing on disk against `cp` of the same output and against mergekit's passthrough: whole processes, time and peak memory.
 
     python benchmarks/grow.py --place DIR --mergekit PATH/TO/mergekit-yaml --json out.json
     python benchmarks/grow.py --place DIR --sizes 1.9B --rounds 3    # 58 GB of disk
@@ -96,34 +96,39 @@ def main() -> None:
 def compare(place: Path, hidden: int, ffn: int, heads: int, layers: int, rounds: int, mergekit: str | None) -> dict[str, dict[str, float]]:
     """One size: every tool in turn, `rounds` times."""
     shutil.rmtree(place, ignore_errors=True)
-    base, target, copy, merged = place / "base", place / "target", place / "copy", place / "merged"
+    base, target, copy, merged, deep, broad = (place / name for name in ("base", "target", "copy", "merged", "deep", "wide"))
     write_base(base, hidden, ffn, heads, layers)
     outgrow = [str(Path(sys.executable).with_name("outgrow")), "grow", str(base)]
-    subprocess.run([*outgrow, str(place / "kept"), "--factor", "4", "--no-measure"], check=True, stdout=subprocess.DEVNULL)
-    wide = f"direct-width(hidden={hidden * 3 // 2}, kv={heads * 3 // 2})"
+    stack = ["--factor", "4", "--no-measure"]
+    width = ["--operator", f"direct-width(hidden={hidden * 3 // 2}, kv={heads * 3 // 2})", "--no-measure"]
+    for kept, how in ((deep, stack), (broad, width)):
+        subprocess.run([*outgrow, str(kept), *how], check=True, stdout=subprocess.DEVNULL)
+    # name: (command, what it writes, the output whose copy it is held against)
     commands = {
-        "cp": (["cp", "-r", str(place / "kept"), str(copy)], copy),
-        "outgrow stack x4": ([*outgrow, str(target), "--factor", "4", "--no-measure"], target),
-        "outgrow width x1.5": ([*outgrow, str(target), "--operator", wide, "--no-measure"], target),
+        "cp of the stack": (["cp", "-r", str(deep), str(copy)], copy, deep),
+        "outgrow stack x4": ([*outgrow, str(target), *stack], target, deep),
+        "cp of the wide": (["cp", "-r", str(broad), str(copy)], copy, broad),
+        "outgrow width x1.5": ([*outgrow, str(target), *width], target, broad),
     }
     if mergekit:
         mergekit_recipe(place / "recipe.yaml", base, layers, 4)
-        commands["mergekit passthrough x4"] = ([mergekit, str(place / "recipe.yaml"), str(merged), "--no-copy-tokenizer"], merged)
+        commands["mergekit passthrough x4"] = ([mergekit, str(place / "recipe.yaml"), str(merged), "--no-copy-tokenizer"], merged, deep)
     times: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(rounds):
-        for name, (command, output) in commands.items():
+        for name, (command, output, _) in commands.items():
             times[name].append(timed(command, output))
-    written = sum(path.stat().st_size for path in (place / "kept").iterdir())
+    copies = {deep: "cp of the stack", broad: "cp of the wide"}
     rows: dict[str, dict[str, float]] = {}
-    for name, (command, output) in commands.items():
+    for name, (command, output, kept) in commands.items():
         whole, alone = (sorted(one[key] for one in times[name]) for key in ("seconds", "command_seconds"))
         rows[name] = {
+            "bytes": sum(path.stat().st_size for path in kept.iterdir()),
             "median_seconds": statistics.median(whole), "least_seconds": whole[0], "most_seconds": whole[-1],
             "command_median_seconds": statistics.median(alone), "peak_megabytes": peak_megabytes(command, output),
         }  # fmt: skip
     for name, row in rows.items():
-        ratio = row["median_seconds"] / rows["cp"]["median_seconds"]
-        print(f"{place.name} ({written / 1e9:.2f} GB) {name}: {row['median_seconds']:.2f} s ({row['least_seconds']:.2f} to "
+        ratio = row["median_seconds"] / rows[copies[commands[name][2]]]["median_seconds"]
+        print(f"{place.name} {name} ({row['bytes'] / 1e9:.2f} GB): {row['median_seconds']:.2f} s ({row['least_seconds']:.2f} to "
               f"{row['most_seconds']:.2f}), {ratio:.2f} x cp, peak {row['peak_megabytes']:.0f} MB", flush=True)  # fmt: skip
     shutil.rmtree(place)
     return rows
