@@ -83,7 +83,7 @@ def fit_lines(fitted: Fitted, by: str | None, flops: float | None) -> Iterator[s
     where = f", {by} {fitted.group}" if by else ""
     yield f"{law.name}{where}: {law.equation} ({law.citation}), {len(fitted.labels)} points"
     for name, value, between in _figures(made, flops):
-        yield f"  {name:<22} {_number(value):<11}" + (f" 95% {_between(between)}" if between else "") + _outside(made, name, value)
+        yield f"  {name:<22} {_number(value):<11}" + (f" 95% {_between(between)}" if between else "") + outside(made, name, value)
     relative = " of log loss" if law.predicts == "loss" and np.isfinite(law.delta) else ""
     yield f"  residuals: {np.sqrt((made.residuals**2).mean()):.3g} root mean square{relative}, largest {np.abs(made.residuals).max():.3g}"
     for index in made.outliers:
@@ -109,7 +109,7 @@ def write_fits(fits: Sequence[Fitted], by: str | None, flops: float | None, page
     figures = [figure for fitted in fits for figure in residual_figures(fitted, by)]
     if page:
         tables = [{"title": _title(one, by),
-                   "rows": [(n, _number(v), _between(b) + _outside(one.fit, n, v)) for n, v, b in _figures(one.fit, flops)],
+                   "rows": [(n, _number(v), _between(b) + outside(one.fit, n, v)) for n, v, b in _figures(one.fit, flops)],
                    "outliers": [(one.labels[i], f"{one.fit.residuals[i]:+.3g}") for i in one.fit.outliers]} for one in fits]  # fmt: skip
         write_page("fit.html.j2", page, [as_plotly(figure) for figure in figures], tables=tables)
     if picture:
@@ -176,7 +176,7 @@ def _number(value: float) -> str:
     return f"{value:.5g}" if math.isfinite(value) else "not settled by these points"
 
 
-def _outside(made: Fit, name: str, value: float) -> str:
+def outside(made: Fit, name: str, value: float) -> str:
     """That a best value lies where no point is."""
     column = made.columns.get(name.removeprefix("best "))
     inside = column is None or not name.startswith("best ") or not math.isfinite(value) or column.min() <= value <= column.max()

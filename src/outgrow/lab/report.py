@@ -81,7 +81,7 @@ def recovery_sentence(found: list[Recovery]) -> str:
     """The spike at growth and its length, over seeds."""
     lengths = [one.tokens for one in found if one.tokens is not None]
     whole = len(lengths) == len(found)
-    back = f"made good after {mean(lengths):,.0f} tokens" if whole else "not made good within the run"
+    back = f"made good after {mean(lengths):,.0f} tokens" if whole else f"not made good at constant rate in {len(found) - len(lengths)}"
     return (
         f"At growth the held-out loss went from {mean(one.before for one in found):.3f} to {mean(one.after for one in found):.3f}, and "
         f"reached {mean(one.peak for one in found):.3f} at most: a spike of {mean(one.spike for one in found):.3f} nats, {back} "

@@ -114,13 +114,16 @@ def sweep_table(studied: Studied) -> tuple[list[float], list[tuple[str, list[str
 
 
 def recovery_table(studied: Studied) -> list[tuple[str, ...]]:
-    """(arm, loss before growth, after it, spike, tokens until it was made good) over seeds, of the last growth of the longest trunk."""
+    """(arm, loss before growth, after it, spike, tokens until it was made good) over seeds, of the last growth of the longest trunk.
+
+    A trunk ends where its branch's rate begins to fall: what the decay makes good is not made good here.
+    """
     rows: list[tuple[str, ...]] = []
     for row in studied.rows:
         found = [recovery(*known) for one in row.trials if (known := last_growth(one, studied.records))]
         if found:
             lengths = [one.tokens for one in found if one.tokens is not None]
-            back = f"{mean(lengths):,.0f}" if len(lengths) == len(found) else f"never in {len(found) - len(lengths)} of {len(found)} seeds"
+            back = f"{mean(lengths):,.0f}" if len(lengths) == len(found) else f"not in {len(found) - len(lengths)} of {len(found)} seeds"
             losses = (mean(one.before for one in found), mean(one.after for one in found), mean(one.spike for one in found))
             rows.append((row.name, *(f"{loss:.3f}" for loss in losses), back))
     return rows
@@ -141,13 +144,13 @@ def sentences(studied: Studied) -> Iterator[str]:
     best = studied.best
     if best and best.end and (figure := best.speed_ups["annealed"]):
         against = studied.study.against(best.name)
-        verb = "is the fastest arm" if figure.speed_up > 0 else "comes closest"
+        verb = "gains most over what it is compared with" if figure.speed_up > 0 else "comes closest"
         if figure.student:
             sure = f"95% interval {_between(figure.student)} over {len(figure.values)} seeds"
         else:
             sure = f"{len(figure.values)} seed{'s' if len(figure.values) > 1 else ''}, no interval"
         yield (
-            f"Annealed, '{best.name}' {verb}: {figure.speed_up:+.1%} against '{against}' at an equal held-out loss of "
+            f"Annealed, '{best.name}' {verb}: {figure.speed_up:+.1%} over '{against}' at an equal held-out loss of "
             f"{figure.loss:.3f}, every FLOP counted ({sure})."
         )
     for protocol in PROTOCOLS:

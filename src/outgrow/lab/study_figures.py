@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from statistics import mean
 
@@ -14,13 +14,13 @@ from outgrow.lab.figures import Figure as Picture
 from outgrow.lab.figures import Series
 from outgrow.lab.findings import PROTOCOLS, Finding
 from outgrow.lab.records import Records
-from outgrow.lab.speedup import Curve, equal_loss, loss_at
+from outgrow.lab.speedup import Curve, SpeedUp, equal_loss, loss_at
 from outgrow.lab.studies import Studied, last_growth, quoted
 from outgrow.lab.study import Trial
 from outgrow.scaling import LAWS, Fit, fit
 from outgrow.scaling.laws import Columns
 
-RED = "#dc2626"
+RED, PAPER = "#dc2626", "#f59e0b"
 
 
 def pictures(studied: Studied) -> list[Picture]:
@@ -48,9 +48,10 @@ def curves(studied: Studied) -> Picture | None:
         series.append(_series(row.name, row.constant, also, dashed=True))
     best = studied.best
     if best and (figure := best.speed_ups["annealed"]) and best.end:
-        met = [_crossing(studied, best, number) for number in range(len(best.trials))]
-        grown, scratch = _mean([one[0] for one in met]), _mean([one[1] for one in met])
-        series.append(Series(f"equal loss: {figure.speed_up:+.1%}", [grown, scratch], [figure.loss] * 2, "lines+markers", RED))
+        met = list(_crossings(studied, best))
+        ends = [_mean([one.grown_flops for one in met]), _mean([one.scratch_flops for one in met])]
+        nowhere = {"tokens": [math.nan] * 2, "hours": [math.nan] * 2}  # where it lies is known in FLOPs alone
+        series.append(Series(f"equal loss: {figure.speed_up:+.1%}", ends, [figure.loss] * 2, "lines+markers", RED, also=nowhere))
     title = f"{studied.study.name}: held-out loss"
     return Picture(title, "training FLOPs, ancestors included", "held-out loss, nats per token", series, log_x=True) if series else None
 
@@ -74,7 +75,7 @@ def speed_ups(studied: Studied) -> Picture | None:
         )
     paper = [(float(number), 100 * row.arm.paper) for number, row in enumerate(rows) if row.arm.paper is not None]
     if paper:
-        series.append(Series("the paper's", [x for x, _ in paper], [y for _, y in paper], "markers", "#9ca3af"))
+        series.append(Series("the paper's", [x for x, _ in paper], [y for _, y in paper], "markers", PAPER))
     title = f"{studied.study.name}: speed-up"
     return Picture(title, _bounds(series), "at equal loss, 95% over seeds, %", series, level=0.0, ticks=names)
 
@@ -100,7 +101,7 @@ def along(studied: Studied) -> Picture | None:
 
 def _bounds(series: Sequence[Series]) -> str:
     """How to read triangles, where there are any."""
-    return "triangles: at least, or at most" if any(mark for one in series for mark in one.beyond) else ""
+    return "\u25b2 at least, \u25bc at most" if any(mark for one in series for mark in one.beyond) else ""
 
 
 def instants(studied: Studied) -> Picture | None:
@@ -167,9 +168,12 @@ def by_budget(studied: Studied) -> Picture | None:
         ends = [figure.student or (figure.speed_up, figure.speed_up) for _, figure in read]
         between = [100 * low for low, _ in ends], [100 * high for _, high in ends]
         name = f"{row.name} against {studied.study.against(row.name)}"
-        series.append(Series(name, [x for x, _ in read], [100 * figure.speed_up for _, figure in read], between=between))
+        beyond = [figure.beyond for _, figure in read]
+        y = [100 * figure.speed_up for _, figure in read]
+        series.append(Series(name, [x for x, _ in read], y, between=between, beyond=beyond))
     title = f"{studied.study.name}: does the gain fade?"
-    return Picture(title, "tokens per parameter", "annealed speed-up, %", series, log_x=True, level=0.0) if series else None
+    axis = "; ".join(text for text in ("tokens per parameter", _bounds(series)) if text)
+    return Picture(title, axis, "annealed speed-up, %", series, log_x=True, level=0.0) if series else None
 
 
 def fitted_laws(studied: Studied) -> dict[str, dict[str, Fit | str]]:
@@ -250,10 +254,10 @@ def _seconds(records: Records, identity: str, tokens: int | None = None) -> floa
     return before + (end - begin) / max(record.tokens_per_second, 1e-9)
 
 
-def _crossing(studied: Studied, best: Finding, number: int) -> tuple[float, float]:
-    """(its FLOPs, the other's) at the loss where a seed's annealed speed-up is read."""
-    seed = best.trials[number].seed
+def _crossings(studied: Studied, best: Finding) -> Iterator[SpeedUp]:
+    """Where each seed's annealed speed-up is read, of the seeds that the other arm has too."""
     other = studied.row(studied.study.against(best.name))
-    theirs = next(curve for one, curve in zip(other.trials, other.annealed, strict=True) if one.seed == seed)
-    met = equal_loss(theirs, best.annealed[number])
-    return (met.grown_flops, met.scratch_flops) if met else (math.nan, math.nan)
+    theirs = {one.seed: curve for one, curve in zip(other.trials, other.annealed, strict=True)}
+    for one, curve in zip(best.trials, best.annealed, strict=True):
+        if one.seed in theirs and (met := equal_loss(theirs[one.seed], curve)):
+            yield met

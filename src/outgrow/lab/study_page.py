@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from outgrow.lab.figures import as_plotly, save_figures
+from outgrow.lab.fitting import outside
 from outgrow.lab.page import write_page
 from outgrow.lab.studies import Studied, budget_table, main_table, recovery_table, sentences, sweep_table
 from outgrow.lab.study_figures import best_instants, fitted_laws, pictures
@@ -47,18 +50,19 @@ def fit_rows(one: Studied) -> Iterator[tuple[str, str, str, str, str]]:
                 yield kind, made.law.equation, name, f"{value:.4g}", f"{between[0]:.4g} to {between[1]:.4g}" if between else ""
     for flops, made in best_instants(one).items():
         best = made.derived["best growth_tokens"]
-        yield f"{flops:.3g} FLOPs", made.law.equation, "best d", f"{best:,.0f} tokens" if best == best else "no minimum", ""
+        text = f"{best:,.0f} tokens{outside(made, 'best growth_tokens', best)}" if math.isfinite(best) else "no minimum"
+        yield f"{flops:.3g} FLOPs", made.law.equation, "best d", text, ""
 
 
 def show_studies(studies: Sequence[Studied]) -> None:
     """Prints each study's table and what was found."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     for one in studies:
-        table = Table("arm", title=f"{one.study.name}, {one.scale_name}", title_justify="left")
+        table = Table("arm", title=escape(f"{one.study.name}, {one.scale_name}"), title_justify="left")
         for name in COLUMNS.values():
             table.add_column(name, justify="right")
         for row in main_table(one):
-            table.add_row(row["arm"], *(row[key] for key in COLUMNS))
+            table.add_row(escape(row["arm"]), *(row[key] for key in COLUMNS))
         console.print(table)
         for text in sentences(one):
-            console.print(text, soft_wrap=True, highlight=False)
+            console.print(text, soft_wrap=True, highlight=False, markup=False)
