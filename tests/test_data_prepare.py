@@ -314,7 +314,7 @@ def test_a_run_reads_prepared_directories_as_one_mixture(packed, tmp_path):
     assert batches.sequences_per_epoch == usable * 4 // 3
     assert batches.at(0, 8).shape == (8, 17)
     held_out = mixed.validation[:]
-    assert abs(len(held_out) - len(single.validation) / 0.75) <= 1
+    assert abs(len(held_out) - len(single.validation) / 0.75) <= 2  # two floors
     np.testing.assert_array_equal(held_out[: len(single.validation) - 1], single.validation[: len(single.validation) - 1])
     assert sum(len(rows) for rows in validation_batches(mixed, config, 4)) == (len(held_out) - 1) // 16
     assert single.bytes_per_token != mixed.bytes_per_token
