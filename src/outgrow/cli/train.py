@@ -79,7 +79,7 @@ def submit(
 ) -> None:
     """Train a recipe as a SLURM job; when it is preempted or out of time it is queued again and goes on."""
     from outgrow.lab.recipe import find_recipe, read_runs
-    from outgrow.lab.submit import Job, results_of
+    from outgrow.lab.submit import Handed, Job
     from outgrow.lab.submit import submit as handed_over
 
     read_runs(recipe, change or [])  # mistakes are told here, not in a log
@@ -87,5 +87,5 @@ def submit(
     made = handed_over(job, cluster, logs, nodes, ranks, hours, dict(knob_of(text) for text in option or []))
     print(f"job {made.job_id}; its output: {logs}")
     if follow:
-        for name, loss in results_of(made, logs).items():
+        for name, loss in Handed(made, logs).result().items():
             print(f"{name}: held-out loss {loss:.4f}")

@@ -99,6 +99,7 @@ class GrowthPlan:
         for name, lift in self.lifts.items():
             self._check(name, lift)
         self._check_pattern(old)
+        self._check_bounds()
         self._check_maps(old)
         self._check_sizes()
 
@@ -142,16 +143,6 @@ class GrowthPlan:
             entries = _entries(self.source_config, table)
             if entries is not None and len(entries) != old:
                 raise OutgrowError(f"the config's '{table}' has {len(entries)} entries for {old} layers")
-        told = any(_entries(self.source_config, table) for table in self.arch.layer_tables)
-        for key, switch in self.arch.layer_bounds.items():
-            bound = self.source_config.get(key)
-            if self.source_config.get(switch) and isinstance(bound, int) and not told:
-                inside = self._inside(bound)
-                if inside != sorted(inside, reverse=True):
-                    raise OutgrowError(
-                        f"the layer list puts copies of the first {bound} layers behind others, which '{key}' of {self.arch.family} cannot "
-                        "say; say the kind of each layer in the config's 'layer_types'"
-                    )
         kinds = self.arch.kinds(self.source_config)
         period = self.arch.pattern(self.source_config)
         if len(set(kinds)) < 2:
@@ -163,6 +154,19 @@ class GrowthPlan:
                 f"the layer list breaks the pattern in which {self.arch.family}'s layers of {len(set(kinds))} kinds take turns; "
                 f"repeat whole periods of {period} layers"
             )
+
+    def _check_bounds(self) -> None:
+        """A key that counts the first layers of a kind can say one run of them, and no other order; a table of all layers says any."""
+        told = any(_entries(self.source_config, table) for table in self.arch.layer_tables)
+        for key, switch in self.arch.layer_bounds.items():
+            bound = self.source_config.get(key)
+            if self.source_config.get(switch) and isinstance(bound, int) and not told:
+                inside = self._inside(bound)
+                if inside != sorted(inside, reverse=True):
+                    raise OutgrowError(
+                        f"the layer list puts copies of the first {bound} layers behind others, which '{key}' of {self.arch.family} cannot "
+                        "say; say the kind of each layer in the config's 'layer_types'"
+                    )
 
     def _check_maps(self, old: int) -> None:
         """What a plan from a file names is there."""

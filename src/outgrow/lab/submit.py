@@ -56,11 +56,6 @@ def submit(
     return executor(cluster, logs, nodes, ranks, hours, options).submit(job)
 
 
-def results_of(job: Any, logs: Path) -> dict[str, float]:
-    """What a job returns, once it has ended: run name -> held-out loss."""
-    return Handed(job, logs).result()
-
-
 @dataclass(frozen=True)
 class Handed:
     """A job that was handed over, as a future of what it returns; its failure is told in a sentence."""
