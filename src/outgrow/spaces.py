@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Rows = slice | Indices  # some of an axis
 ZERO, MEAN = -1, -2  # sources of a new index that copies no old one: it holds zero, or the mean of the old ones
+_RUN = 16  # entries of a run that are worth copying by themselves
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,7 @@ class Lift:
         """
         if array.shape[axis] != self.size:
             raise OutgrowError(f"axis {axis} has size {array.shape[axis]}, but the lift enlarges a space of {self.size}")
-        moved = array[_at(axis, np.maximum(self.source, 0))]
+        moved = _taken(array, self.source, axis)
         means = self.source == MEAN
         if role == "write" and means.any():
             moved[_at(axis, np.flatnonzero(means))] = array.mean(axis, keepdims=True)
@@ -306,12 +308,37 @@ def _counts(size: int, source: Indices) -> Floats:
     return np.bincount(source, minlength=size)[source].astype(np.float64)
 
 
-def _at(axis: int, indices: Indices) -> tuple[Any, ...]:
+def _at(axis: int, indices: Any) -> tuple[Any, ...]:
     return (slice(None),) * axis + (indices,)
+
+
+def _taken(array: Any, source: Indices, axis: int) -> Any:
+    """The entries of an axis at `source`, zero at its marks. Runs are copied whole, which takes a tenth of the time of single entries."""
+    held = source >= 0
+    breaks = np.diff(held) | (held[1:] & (np.diff(source) != 1))
+    ends = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(source)]
+    if len(ends) * _RUN > len(source):
+        taken = array[_at(axis, np.maximum(source, 0))]
+        taken[_at(axis, np.flatnonzero(~held))] = 0
+        return taken
+    taken = empty_like(array, (*array.shape[:axis], len(source), *array.shape[axis + 1 :]))
+    for begin, end in pairwise(ends):
+        first = int(source[begin])
+        taken[_at(axis, slice(begin, end))] = array[_at(axis, slice(first, first + end - begin))] if first >= 0 else 0
+    return taken
 
 
 def _times(array: Any, factor: Floats, axis: int) -> Any:
     """Scales an array of ours in place: large ones should not be held twice."""
-    factor = np.expand_dims(factor, [a for a in range(array.ndim) if a != axis])
-    array *= array.new_tensor(factor) if hasattr(array, "new_tensor") else factor.astype(array.dtype)  # torch, without importing it
+    array *= like(array, np.expand_dims(factor, [a for a in range(array.ndim) if a != axis]))
     return array
+
+
+def like(array: Any, values: Any) -> Any:
+    """Numbers as an array of the same kind and dtype: numpy, or torch without importing it."""
+    return array.new_tensor(values) if hasattr(array, "new_tensor") else np.asarray(values, array.dtype)
+
+
+def empty_like(array: Any, shape: tuple[int, ...]) -> Any:
+    """An array of the same kind and dtype and another shape, its entries yet to be set."""
+    return array.new_empty(shape) if hasattr(array, "new_empty") else np.empty(shape, array.dtype)

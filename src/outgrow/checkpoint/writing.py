@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Generator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from outgrow.checkpoint.layout import Shard, bytes_of
-from outgrow.checkpoint.safetensors_file import Stored
+from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, Stored
 from outgrow.errors import OutgrowError
 
 THREADS = 2  # files written at once; a file takes one writer at a time
@@ -42,8 +43,9 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
         raise OutgrowError(f"{len(shards):,} weight files are more than the {most:,} that may be open at once; raise --max-shard-size")
     files = {shard.name: os.open(directory / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666) for shard in shards}
     try:
-        with ThreadPoolExecutor(THREADS) as pool, _flushing(files.values()):
+        with ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(1) as writer, _flushing(files.values()):
             jobs: list[Future[None]] = []
+            writing: Future[None] | None = None  # rows that are cast and written while the next ones are made
             try:
                 for shard in shards:
                     os.truncate(files[shard.name], shard.bytes)
@@ -51,12 +53,16 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
                     jobs.append(pool.submit(_copy_all, shard, files[shard.name], report))
                 for shard in shards:
                     for name in shard.entries.keys() - shard.copied.keys():
-                        place = shard.entries[name].begin
+                        entry = shard.entries[name]
+                        place = entry.begin
                         for rows in shard.compute(name):
-                            data = memoryview(bytes_of(rows, shard.entries[name].dtype, name)).cast("B")
-                            _write_at(files[shard.name], data, place)
-                            place += len(data)
-                        report(shard.entries[name].bytes)
+                            if writing:
+                                writing.result()
+                            writing = writer.submit(_write_rows, files[shard.name], rows, entry.dtype, name, place)
+                            place += rows.numel() * DTYPE_BYTES[entry.dtype]
+                        report(entry.bytes)
+                if writing:
+                    writing.result()
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
             except BaseException:
@@ -123,6 +129,10 @@ def _copy_some(source: int, begin: int, count: int, file: int, place: int) -> in
         if isinstance(error, OSError) and error.errno not in _CANNOT:
             raise
         return os.pwrite(file, os.pread(source, min(count, _BLOCK), begin), place)
+
+
+def _write_rows(file: int, rows: Any, dtype: str, name: str, place: int) -> None:
+    _write_at(file, memoryview(bytes_of(rows, dtype, name)).cast("B"), place)
 
 
 def _write_at(file: int, data: memoryview, place: int) -> None:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from outgrow.arch import Axis, Spec, Tensor, parse, size_of
 from outgrow.errors import OutgrowError
-from outgrow.growth.fresh import empty_like, entries, is_silent, like, mask_of, normal_rows
+from outgrow.growth.fresh import entries, is_silent, mask_of, normal_rows
 from outgrow.growth.plan import GrowthPlan
 from outgrow.growth.rewrites import REWRITES
 from outgrow.growth.rows import folded, pieces
-from outgrow.spaces import MEAN, AnyLift, Dense, Lift, Rows, is_whole
+from outgrow.spaces import MEAN, AnyLift, Dense, Lift, Rows, empty_like, is_whole, like
 
 # What moves: parameters; what adds up like their gradients (Adam's and Muon's momentum); squares of those.
 Channel = Literal["weight", "gradient", "square"]

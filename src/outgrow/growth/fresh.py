@@ -72,16 +72,6 @@ def normal_rows(
         yield slice(begin, end), drawn if len(drawn) == end - begin else drawn[wanted[begin:end] - piece.start]
 
 
-def like(array: Any, values: Any) -> Any:
-    """Numbers as an array of the same kind and dtype, numpy or torch."""
-    return array.new_tensor(values) if hasattr(array, "new_tensor") else np.asarray(values, array.dtype)
-
-
-def empty_like(array: Any, shape: tuple[int, ...]) -> Any:
-    """An array of the same kind and dtype and another shape, its entries yet to be set."""
-    return array.new_empty(shape) if hasattr(array, "new_empty") else np.empty(shape, array.dtype)
-
-
 def masked(plan: GrowthPlan) -> dict[str, tuple[Mask, NDArray[np.float32]]]:
     """What a training run unmasks: tensor name -> (where its outputs are masked, the random values behind the mask)."""
     if plan.fill != "masked":

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outgrow.arch import Tensor, size_of
-from outgrow.growth.fresh import empty_like, entries, like, normal_rows
+from outgrow.growth.fresh import entries, normal_rows
 from outgrow.growth.plan import GrowthPlan
 from outgrow.growth.rows import folded, pieces
-from outgrow.spaces import Lift, Rows
+from outgrow.spaces import Lift, Rows, empty_like, like
 
 _COLUMNS = 1 << 18  # numbers that are projected at once
 Moved = Callable[[Tensor], Any]  # another tensor of the target, moved along its spaces
