@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -400,11 +400,6 @@ def test_mutated_headers_never_crash_and_never_lie(valid_bytes, tmp_path, seed, 
     except OutgrowError as error:
         assert "\n" not in str(error)
         return
-    try:
-        with safe_open(path, framework="pt") as file:
-            theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        # the library alone refuses bad metadata, which nothing here reads
-        assert "metadata" in str(error).lower() or "invalid" in str(error).lower()
-        return
+    with safe_open(path, framework="pt") as file:
+        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     assert {name: entry.shape for name, entry in header.items()} == theirs

@@ -68,19 +68,22 @@ def test_doubling_halves_the_first_moment_and_quarters_the_second(tmp_path):
         np.testing.assert_allclose(new, np.tile(old, (2, 2)) / share, rtol=1e-12)
 
 
-def test_new_entries_begin_at_zero_and_at_the_mean_of_the_second_moment(tmp_path):
+@pytest.mark.parametrize(("policy", "text", "copies"), [("fresh-new", "direct-width(ffn=50)", 2), ("carry", "zero-width(ffn=50)", 1)])
+def test_new_entries_begin_at_zero_and_at_the_mean_of_the_second_moment(tmp_path, policy, text, copies):
     """Zero with an old step count would take first steps of 3.2 times the learning rate (beta2 = .999)."""
-    source = with_state(tmp_path / "source")
+    source, target = with_state(tmp_path / "source"), tmp_path / "target"
+    grow_directory(source, target, plan_for(source, text), optimizer=policy)
     name = "model.layers.1.mlp.up_proj.weight"
-    before = {moment: load_file(source / f"{moment}.safetensors")[name] for moment in ("exp_avg", "exp_avg_sq")}
-    for policy, text, kept in (("fresh-new", "direct-width(ffn=50)", 1.0), ("carry", "zero-width(ffn=50)", 1.0)):
-        target = tmp_path / policy
-        grow_directory(source, target, plan_for(source, text), optimizer=policy)
-        first, second = (load_file(target / f"{moment}.safetensors")[name] for moment in ("exp_avg", "exp_avg_sq"))
-        np.testing.assert_allclose(first[13:37], kept * before["exp_avg"][13:37])
-        assert not first[37:].any()
-        assert np.unique(second[37:]).size == 1
-        assert 0 < second[37, 0] < before["exp_avg_sq"].max()
+    old, new = (
+        {moment: load_file(place / f"{moment}.safetensors")[name] for moment in ("exp_avg", "exp_avg_sq")} for place in (source, target)
+    )
+    for moment, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+        np.testing.assert_allclose(new[moment][:13], old[moment][:13] / copies**power, rtol=1e-12)
+        np.testing.assert_allclose(new[moment][13:37], old[moment][13:37], rtol=1e-12)
+    square = old["exp_avg_sq"]
+    carried = square[13:].sum() + (square[:13].sum() / 4 * 2 if copies == 2 else square[:13].sum())
+    assert not new["exp_avg"][37:].any()
+    np.testing.assert_allclose(new["exp_avg_sq"][37:], carried / new["exp_avg_sq"].size, rtol=1e-6)
 
 
 def test_fresh_layers_keep_the_old_layers_state(tmp_path):
@@ -152,20 +155,20 @@ def test_state_of_other_shapes_is_refused(tmp_path):
         grow_directory(source, tmp_path / "target", plan_for(source, "stack"), optimizer="carry")
 
 
-def test_adam_goes_on_with_carried_state_as_the_law_says():
-    """Two AdamW trajectories, base and tiled: with the dual lift's m and v the tiled one takes the lifted steps of an Adam whose
-    epsilon is negligible; the step counter is the source's."""
+def test_adams_next_steps_of_all_copies_are_those_of_their_source():
+    """m/sqrt(v) does not see the share with which a copy is read; each of a tensor tiled twofold steps as what it copies."""
     config = {**ODD, "num_hidden_layers": 1}
     arch = arch_for(config)
     plan = make_plan("hypercloning", arch, config)
     generator = np.random.default_rng(0)
-    gradient = {name: generator.normal(size=shape) for name, shape in arch.shapes(config).items()}
-    m = {name: torch.tensor(value) for name, value in gradient.items()}
-    v = {name: torch.tensor(value**2) for name, value in gradient.items()}
+    m = {name: torch.tensor(generator.normal(size=shape)) for name, shape in arch.shapes(config).items()}
+    v = {name: torch.tensor(generator.uniform(0.1, 1.0, shape)) for name, shape in arch.shapes(config).items()}
     grown_m, grown_v = (Grown(plan, lambda name, rows, held=held: held[name]) for held in (m, v))
     for name in grown_m.tensors:
         step = grown_m.state(name, "gradient", "carry") / grown_v.state(name, "square", "carry").sqrt()
-        torch.testing.assert_close(step.abs(), torch.ones_like(step))
+        source = m[name] / v[name].sqrt()
+        assert any(new == 2 * old for new, old in zip(step.shape, source.shape, strict=True))
+        torch.testing.assert_close(step, source.tile([new // old for new, old in zip(step.shape, source.shape, strict=True)]))
 
 
 @pytest.mark.parametrize("policy", ["carry", "fresh-new"])
