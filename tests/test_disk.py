@@ -25,6 +25,7 @@ from outgrow.checkpoint.hub import local
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.safetensors_file import write_header
 from outgrow.checkpoint.verify import verify
+from outgrow.errors import OutgrowError
 from outgrow.lab.tiny import TINY, write_tiny
 
 from .test_extensions import refused, run  # noqa: F401
@@ -190,11 +191,16 @@ def test_verify_finds_a_flipped_bit_another_source_and_another_config(source, tm
 # --- bytes, memory, kills --------------------------------------------------------------------------------------------------
 
 
-def test_bytes_do_not_depend_on_threads_or_on_how_copies_are_made(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("operator", ["stack(factor=2), zero-width(ffn=50)", "direct-width(hidden=36, ffn=50, noise=0.2)"])
+def test_bytes_do_not_depend_on_threads_or_on_how_copies_are_made(source, tmp_path, monkeypatch, operator):
     found = []
+    torch.set_num_threads(2)
+    monkeypatch.setattr(writing.os, "cpu_count", lambda: 5)
+    monkeypatch.setattr("outgrow.growth.rows._PIECE", 300)
+    monkeypatch.setattr(writing, "_RANGE", 1000)
     for threads, broken in ((1, False), (5, False), (2, True)):
         monkeypatch.setattr(writing, "THREADS", threads)
-        monkeypatch.setattr(writing, "_RANGE", 1000)
+        monkeypatch.setattr(writing, "MAKERS", threads)
         if broken:  # another file system, or another system
 
             def refuse(*arguments):
@@ -202,9 +208,21 @@ def test_bytes_do_not_depend_on_threads_or_on_how_copies_are_made(source, tmp_pa
 
             monkeypatch.setattr(writing.os, "copy_file_range", refuse)
         target = tmp_path / f"{threads}"
-        outgrow.grow(source, target, "stack(factor=2), zero-width(ffn=50)", max_shard_bytes=30_000)
+        outgrow.grow(source, target, operator, max_shard_bytes=30_000)
         found.append(weights(target))
+        assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
     assert found[0] == found[1] == found[2]
+
+
+def test_what_one_thread_refuses_ends_all(source, tmp_path):
+    """A weight that float16 cannot hold stops the growth, whichever thread meets it, and leaves nothing."""
+    state = load_file(source / "model.safetensors")
+    state["model.layers.0.mlp.up_proj.weight"][:] = 1e6
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OutgrowError, match=r"up_proj.weight' holds numbers that float16 cannot"):
+        outgrow.grow(source, tmp_path / "target", "direct-width(ffn=50)", dtype="float16")
+    assert not (tmp_path / "target").exists()
 
 
 def huge(directory, hidden=1024, ffn=4096, layers=4, vocab=32000):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from outgrow.checkpoint.huggingface import Checkpoint, shard_name, shards
@@ -25,14 +26,16 @@ class Shard:
         header: its first bytes.
         entries: tensor name -> its type, shape and place in the file.
         copied: tensor name -> the stored tensor whose bytes it is, for those that are pure copies.
-        compute: makes any other tensor, as torch tensors of rows, one after another.
+        grown: says in which pieces any other tensor is made.
+        compute: (name, rows) -> those rows of it, as a torch tensor.
     """
 
     name: str
     header: bytes
     entries: Mapping[str, Entry]
     copied: Mapping[str, Stored]
-    compute: Callable[[str], Iterator[Any]]
+    grown: Grown
+    compute: Callable[[str, slice], Any]
 
     @property
     def bytes(self) -> int:
@@ -60,16 +63,13 @@ def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype:
         elif own[name] not in FLOATS:
             raise OutgrowError(f"'{name}' is stored as {own[name]}, in which growth cannot compute; save the model in bf16 first")
 
-    def compute(name: str) -> Iterator[Any]:
-        return (grown.weight(name, rows) for rows in grown.pieces(name))
-
     files = shards({name: (dtype or own[name], shape) for name, shape in shapes.items()}, largest)
     laid_out: list[Shard] = []
     for number, tensors in enumerate(files):
         aligned = dict(sorted(tensors.items(), key=lambda item: -DTYPE_BYTES[item[1][0]]))
         header, entries = write_header(aligned)
         here = {name: copied[name] for name in entries if name in copied}
-        laid_out.append(Shard(shard_name(number, len(files)), header, entries, here, compute))
+        laid_out.append(Shard(shard_name(number, len(files)), header, entries, here, grown, grown.weight))
     return laid_out
 
 
@@ -90,24 +90,27 @@ def moment_shards(checkpoint: Checkpoint, plan: GrowthPlan, policy: Policy) -> l
         grown = Grown(plan, reader(stored))
         tensors = {name: (stored[grown.reference(name)].entry.dtype, shapes[name]) for name in grown_names(grown, stored)}
 
-        def compute(name: str, grown: Grown = grown, moment: str = moment) -> Iterator[Any]:
-            return (grown.state(name, MOMENTS[moment], policy, rows) for rows in grown.pieces(name))
+        def compute(name: str, rows: slice, grown: Grown = grown, moment: str = moment) -> Any:
+            return grown.state(name, MOMENTS[moment], policy, rows)
 
-        files.append(Shard(moment_file(Path(), moment).name, *write_header(tensors), {}, compute))
+        files.append(Shard(moment_file(Path(), moment).name, *write_header(tensors), {}, grown, compute))
     return files
 
 
 def reader(tensors: Mapping[str, Any]) -> Callable[[str, Rows], Any]:
     """Reads rows of stored tensors for arithmetic. One that lies in chunks is loaded whole, and kept until another is."""
     kept: dict[str, Any] = {}
+    lock = Lock()
 
     def read(name: str, rows: Rows) -> Any:
         if isinstance(tensors[name], Stored):
             return tensors[name].read(rows)
-        if name not in kept:
-            kept.clear()  # before another is loaded
-            kept[name] = tensors[name].whole()
-        return widened(kept[name][rows])
+        with lock:
+            if name not in kept:
+                kept.clear()  # before another is loaded
+                kept[name] = tensors[name].whole()
+            whole = kept[name]
+        return widened(whole[rows])
 
     return read
 

@@ -100,7 +100,7 @@ def _compare(shard: Shard, found: Mapping[str, Stored | Chunked]) -> int:
         if name in shard.copied:
             expected: Iterator[bytes] = shard.copied[name].blocks()
         else:
-            expected = (bytes(bytes_of(rows, entry.dtype, name)) for rows in shard.compute(name))
+            expected = (bytes(bytes_of(shard.compute(name, rows), entry.dtype, name)) for rows in shard.grown.pieces(name))
         place = 0
         for block in expected:
             if block != _read(stored, place, len(block)):

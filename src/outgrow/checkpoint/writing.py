@@ -1,4 +1,4 @@
-"""Writes laid-out files: copies as byte ranges inside the kernel, several at a time, while computed tensors are made one by one."""
+"""Writes laid-out files, several at a time: copies as byte ranges inside the kernel, computed tensors a few rows after another."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Generator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from outgrow.checkpoint.layout import Shard, bytes_of
-from outgrow.checkpoint.safetensors_file import DTYPE_BYTES, Stored
+from outgrow.checkpoint.safetensors_file import Stored
 from outgrow.errors import OutgrowError
 
-THREADS = 2  # files written at once; a file takes one writer at a time
+THREADS = 2  # files copied at once; a file takes one writer at a time
+MAKERS = 4  # threads of arithmetic at most; each holds about 30 MB: a few pieces of a million numbers
 SPARE_FILES = 24  # open for other reasons
 _RANGE = 1 << 26  # bytes that are asked for at once
 _FLUSH_SECONDS = 0.1
@@ -43,31 +43,29 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
         raise OutgrowError(f"{len(shards):,} weight files are more than the {most:,} that may be open at once; raise --max-shard-size")
     files = {shard.name: os.open(directory / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666) for shard in shards}
     try:
-        with ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(1) as writer, _flushing(files.values()):
+        with ThreadPoolExecutor(THREADS) as pool, _arithmetic(shards) as makers, _flushing(files.values()):
             jobs: list[Future[None]] = []
-            writing: Future[None] | None = None  # rows that are cast and written while the next ones are made
             try:
                 for shard in shards:
                     os.truncate(files[shard.name], shard.bytes)
                     _write_at(files[shard.name], memoryview(shard.header), 0)
                     jobs.append(pool.submit(_copy_all, shard, files[shard.name], report))
-                for shard in shards:
-                    for name in shard.entries.keys() - shard.copied.keys():
-                        entry = shard.entries[name]
-                        place = entry.begin
-                        for rows in shard.compute(name):
-                            if writing:
-                                writing.result()
-                            writing = writer.submit(_write_rows, files[shard.name], rows, entry.dtype, name, place)
-                            place += rows.numel() * DTYPE_BYTES[entry.dtype]
-                        report(entry.bytes)
-                if writing:
-                    writing.result()
+                made = [(shard, name) for shard in shards for name in shard.entries if name not in shard.copied]
+                for shard, name in made:
+                    if shard.grown.reads_apart(name):
+                        for rows in shard.grown.pieces(name):
+                            jobs.append(makers.submit(_make, shard, name, rows, files[shard.name], report))
+                # Those that need all of a source are made here, one at a time: memory should not hold two.
+                for shard, name in made:
+                    if not shard.grown.reads_apart(name):
+                        for rows in shard.grown.pieces(name):
+                            _make(shard, name, rows, files[shard.name], report)
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
             except BaseException:
                 stopped.set()
-                pool.shutdown(wait=True, cancel_futures=True)
+                for workers in (pool, makers):
+                    workers.shutdown(wait=True, cancel_futures=True)
                 raise
         for file in files.values():
             os.fsync(file)
@@ -131,8 +129,30 @@ def _copy_some(source: int, begin: int, count: int, file: int, place: int) -> in
         return os.pwrite(file, os.pread(source, min(count, _BLOCK), begin), place)
 
 
-def _write_rows(file: int, rows: Any, dtype: str, name: str, place: int) -> None:
-    _write_at(file, memoryview(bytes_of(rows, dtype, name)).cast("B"), place)
+@contextmanager
+def _arithmetic(shards: Collection[Shard]) -> Generator[ThreadPoolExecutor, None, None]:
+    """Threads that make tensors, a piece each; inside one, torch has no threads of its own."""
+    with ThreadPoolExecutor(min(MAKERS, os.cpu_count() or 1)) as makers:
+        if all(shard.copied.keys() == shard.entries.keys() for shard in shards):
+            yield makers  # idle, and torch is not needed
+            return
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield makers
+        finally:
+            torch.set_num_threads(before)
+
+
+def _make(shard: Shard, name: str, rows: slice, file: int, report: Callable[[int], None]) -> None:
+    """Makes some rows of a tensor and writes them where they belong."""
+    entry = shard.entries[name]
+    data = memoryview(bytes_of(shard.compute(name, rows), entry.dtype, name)).cast("B")
+    before = entry.bytes // entry.shape[0] * rows.start if rows.start else 0
+    _write_at(file, data, entry.begin + before)
+    report(len(data))
 
 
 def _write_at(file: int, data: memoryview, place: int) -> None:

@@ -83,8 +83,7 @@ class Grown:
 
     def pieces(self, name: str) -> Iterator[slice]:
         """Rows of a parameter that can be made one after another, so that memory never holds a second one of its size."""
-        shape = self.shape(name)
-        return pieces(shape, few=not self._reads_apart(name)) if self._has_rows(name) else iter([slice(None)])
+        return pieces(self.shape(name), few=not self.reads_apart(name)) if self._has_rows(name) else iter([slice(None)])
 
     def weight(self, name: str, rows: Rows = slice(None)) -> Any:
         """A parameter of the target, or, if it comes in `pieces`, some rows of it."""
@@ -165,14 +164,14 @@ class Grown:
             return False
         return source is None or not tensor.spec.axes[0].spaces & self.plan.lifts.keys() or self._first_lift(tensor, "weight") is not None
 
-    def _reads_apart(self, name: str) -> bool:
+    def reads_apart(self, name: str) -> bool:
         """Do some rows of a tensor need some rows of its source, and not all?"""
         source = self.plan.source_of(self.tensors[name])
-        if source is None:
-            return True
+        if source is None or not self._has_rows(name):
+            return source is None
         lift, writes = self._first_lift(self.tensors[name], "weight"), self.tensors[name].spec.axes[0].role == "write"
         apart = lift is None or (isinstance(lift, Lift) and not (writes and (lift.source == MEAN).any()))
-        return apart and (self._before is None or self._before._reads_apart(source))
+        return apart and (self._before is None or self._before.reads_apart(source))
 
     def reference(self, name: str) -> str:
         """A tensor of the very first source that this one is made from, or is like: for its dtype."""

@@ -15,7 +15,7 @@ from outgrow.growth.plan import GrowthPlan
 from outgrow.growth.rows import folded, pieces
 from outgrow.spaces import Lift, Rows, empty_like, like
 
-_COLUMNS = 1 << 18  # numbers that are projected at once
+_PROJECTED = 1 << 18  # numbers that are projected at once
 Moved = Callable[[Tensor], Any]  # another tensor of the target, moved along its spaces
 
 
@@ -57,15 +57,16 @@ def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, 
         drawn = np.union1d(wanted, np.flatnonzero(np.isin(lift.source, held)))
         kept = np.searchsorted(drawn, wanted)
         _, lift = lift.part(drawn, "read")
-    n, into = np.swapaxes(_epsilon(plan, tensor, drawn), place, 0), array.swapaxes(place, 0)
-    # Projected in float64, some columns at a time, since all of them would be the largest thing in memory.
-    columns = max(1, _COLUMNS // len(n))
-    for first in range(0, n.shape[1], columns):
-        some = slice(first, first + columns)
-        part = n[:, some]
-        unseen = (part - lift.along(lift.onto_old(part, 0), 0, "read"))[kept]
+    n = _epsilon(plan, tensor, drawn)
+    # Projected in float64, some at a time along another axis, since all of it would be the largest thing in memory.
+    across = 0 if place else 1
+    step = max(1, _PROJECTED * n.shape[across] // n.size)
+    for first in range(0, n.shape[across], step):
+        some = (slice(None),) * across + (slice(first, first + step),)
+        unseen = n[some] - lift.along(lift.onto_old(n[some], place), place, "read")
+        unseen = unseen if place else unseen[kept]
         unseen *= share
-        into[:, some] += like(array, unseen)  # it is ours: a lift has just made it
+        array[some] += like(array, unseen)  # it is ours: a lift has just made it
     return array
 
 
