@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import outgrow
 from outgrow.arch import LLAMA
@@ -186,6 +186,12 @@ def test_verify_finds_a_flipped_bit_another_source_and_another_config(source, tm
     write_tiny(tmp_path / "other", TINY["llama"], seed=1, dtype=torch.bfloat16)
     refused(run("verify", target, "--source", tmp_path / "other"), "are not those", "hashes differ")
     refused(run("verify", source, "--source", source), "has no plan")
+
+
+def test_a_config_that_is_no_mapping_is_refused_with_what_to_give():
+    for wrong in ("a-directory", AutoConfig.for_model("llama")):
+        with pytest.raises(OutgrowError, match=r"a config is a mapping, such as model.config.to_dict\(\), not (str|LlamaConfig)"):
+            outgrow.plan(wrong, "stack")
 
 
 # --- bytes, memory, kills --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from outgrow.arch.counts import Counts, flops_per_token, parameter_counts
 from outgrow.arch.gemma import GEMMA2
@@ -27,6 +27,8 @@ __all__ = [
 
 def arch_for(config: Config, families: Iterable[Arch] = FAMILIES) -> Arch:
     """The family that a config.json belongs to, by its `model_type`."""
+    if not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  callers are not all typed
+        raise OutgrowError(f"a config is a mapping, such as model.config.to_dict(), not {type(config).__name__}")
     model_type = config.get("model_type")
     known: dict[str, Arch] = {}
     for arch in families:
