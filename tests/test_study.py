@@ -522,3 +522,15 @@ def test_scales_must_rise(folder):
     content = yaml.safe_load((folder / "scales" / "tiny.yaml").read_text())
     with pytest.raises(OutgrowError, match="must rise"):
         parse(Scale, {**content, "rates": [0.02, 0.01, 0.005]}, where="here")
+
+
+def test_every_arm_may_be_compared_with_another():
+    (own,) = read_studies(["recipe"], "nano", 3, STUDIES)
+    (usual,) = read_studies(["recipe"], "nano", 3, STUDIES, "scratch")
+    assert own.study.against("later") == "scratch-muon"
+    assert {usual.study.against(name) for name in usual.study.arms} == {"scratch"}
+    assert usual.row("scratch").speed_ups == {"annealed": None, "un-annealed": None}
+    gains = [one.row("later").speed_ups["annealed"] for one in (own, usual)]
+    assert gains[0].speed_up + 0.2 < gains[1].speed_up
+    with pytest.raises(OutgrowError, match=r"'recipe' has no arm 'scrach'; did you mean 'scratch'\?"):
+        read_studies(["recipe"], "nano", 3, STUDIES, "scrach")

@@ -63,9 +63,12 @@ def report(
     scale: Annotated[str, typer.Option(help="The scale of the studies.")] = "nano",
     folder: Annotated[Path, typer.Option(help="Where studies, scales and results lie.")] = Path("studies"),
     pictures: Annotated[Path | None, typer.Option(help="Where figures of studies go too, as PNG and SVG for papers.")] = None,
+    against: Annotated[str | None, typer.Option(help="An arm with which all others are compared, in place of what the study says.")] = None,
 ) -> None:
     """Write the report of a finished comparison, or of studies, from their files alone: one page that opens offline."""
     if not studies:
+        if against:
+            raise OutgrowError("--against names an arm of a study; name the study too")
         from outgrow.lab.demo import open_recipe, show
         from outgrow.lab.outcome import read_outcome
 
@@ -77,7 +80,7 @@ def report(
 
     if seeds is not None and not (seeds.isdigit() and int(seeds)):
         raise OutgrowError(f"--seeds of studies says how many, such as 3, not '{seeds}'")
-    read = read_studies(studies, scale, int(seeds or 3), folder)
+    read = read_studies(studies, scale, int(seeds or 3), folder, against)
     show_studies(read)
     if recipe:
         raise OutgrowError("--recipe is what a comparison is made of; name studies, or give it, and not both")

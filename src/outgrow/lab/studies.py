@@ -56,12 +56,16 @@ def named(names: Sequence[str], folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml")) if list(names) == ["all"] else list(names)
 
 
-def read_studies(names: Sequence[str], scale: str, seeds: int, folder: Path) -> list[Studied]:
-    """Reads studies, their scale and their records; `all` are those that compare anything yet."""
+def read_studies(names: Sequence[str], scale: str, seeds: int, folder: Path, against: str | None = None) -> list[Studied]:
+    """Reads studies, their scale and their records; `all` are those that compare anything yet.
+
+    Every arm is compared with `against`, or with the arm that the study names for it.
+    """
     records = Records(results_file(folder, scale))
     found = list[Studied]()
     for name in named(names, folder):
         study, size = open_study(name, scale, folder)
+        study = study.compared_with(against) if against else study
         rows = tuple(findings(study, size, seeds, records))
         compares = any(any(row.speed_ups.values()) for row in rows if row.name != study.against(row.name))
         if compares:

@@ -108,6 +108,12 @@ class Study(Settings):
     def against(self, name: str) -> str:
         return self.arms[name].against or "scratch"
 
+    def compared_with(self, other: str) -> Study:
+        """The same study, with every arm compared with one of them."""
+        if other not in self.arms:
+            raise OutgrowError(f"'{self.name}' has no arm '{other}'{suggestion(other, self.arms)}")
+        return self.model_copy(update={"arms": {name: arm.model_copy(update={"against": other}) for name, arm in self.arms.items()}})
+
 
 @dataclass(frozen=True)
 class Trial:
