@@ -534,3 +534,11 @@ def test_every_arm_may_be_compared_with_another():
     assert gains[0].speed_up + 0.2 < gains[1].speed_up
     with pytest.raises(OutgrowError, match=r"'recipe' has no arm 'scrach'; did you mean 'scratch'\?"):
         read_studies(["recipe"], "nano", 3, STUDIES, "scrach")
+
+
+def test_budgets_that_differ_by_the_rounding_of_a_batch_are_one():
+    (studied,) = read_studies(["recipe"], "nano", 3, STUDIES, "scratch-small-batch")
+    ours, theirs = studied.row("later").end, studied.row("scratch-small-batch").end
+    assert ours.tokens != theirs.tokens
+    assert ours.gap[0] == pytest.approx(np.mean(ours.losses) - np.mean(theirs.losses))
+    assert ours.speed_up == studied.row("later").speed_ups["annealed"]

@@ -207,8 +207,9 @@ def _finding(
     budgets = list[AtBudget]()
     for tokens in whole[0].branches if whole else ():
         ends = [records[one.branches[tokens].identity()] for one in whole]
-        both = [(whole[a], found[other][0][b]) for a, b in pairs if tokens in found[other][0][b].branches]
-        gaps = [_loss(one, tokens, records) - _loss(two, tokens, records) for one, two in both]
+        both = [(whole[a], found[other][0][b]) for a, b in pairs]
+        losses = [(_loss(one, tokens, records), _loss(two, tokens, records)) for one, two in both]
+        gaps = [mine - theirs for mine, theirs in losses if mine is not None and theirs is not None]
         gap = (mean(gaps), interval(gaps)) if gaps and other != name else None
         cut = [(_until(found[other][0][b], found[other][1][b], tokens), _until(whole[a], annealed[a], tokens)) for a, b in pairs]
         speed_up = _figure(cut) if other != name and all(len(curve) > 1 for pair in cut for curve in pair) else None
@@ -227,14 +228,19 @@ def _records_of(study: Study, scale: Scale, name: str, rates: Sweep, whole: Sequ
     return records.of({run.identity(): run for one in [*tried, *whole] for end in one.branches.values() for run in lineage(end)}.values())
 
 
-def _loss(one: Trial, tokens: int, records: Records) -> float:
-    """The annealed loss at a budget."""
-    return records[one.branches[tokens].identity()].final_loss
+def _loss(one: Trial, tokens: int, records: Records) -> float | None:
+    """The annealed loss at a budget; None where the arm has none there."""
+    return next((records[run.identity()].final_loss for budget, run in one.branches.items() if _same(budget, tokens)), None)
 
 
 def _until(one: Trial, annealed: Curve, tokens: int) -> Curve:
     """An annealed curve up to a budget."""
-    return [point for budget, point in zip(one.branches, annealed, strict=True) if budget <= tokens]
+    return [point for budget, point in zip(one.branches, annealed, strict=True) if budget < tokens or _same(budget, tokens)]
+
+
+def _same(budget: int, other: int) -> bool:
+    """Are two budgets one, but for the whole steps of different batches?"""
+    return math.isclose(budget, other, rel_tol=0.005)
 
 
 def _figure(pairs: Sequence[tuple[Curve, Curve]]) -> Figure | None:
