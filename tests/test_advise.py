@@ -323,3 +323,15 @@ def test_bad_input_is_one_sentence(cli, arguments, message):  # noqa: F811
     assert err.startswith("outgrow: ")
     assert "Traceback" not in err
     assert re.search(message, err), err
+
+
+def test_scratch_of_one_budget_is_not_what_others_are_read_against():
+    """A baseline tried at the largest budget alone, and better there by chance, has no loss to interpolate at."""
+    from outgrow.lab.table import _arms, _scratch_of, read_ended
+
+    arms = _arms(read_ended(RECORDS))
+    grown = next(arm for arm in arms if arm.annealed and arm.longest.run.name.startswith("direct-depth-"))
+    scratch = _scratch_of(grown.longest, arms, annealed=True)
+    single = next(arm for arm in arms if arm.annealed and arm.longest.run.name.startswith("decay-60-"))
+    assert single.longest.loss < scratch.longest.loss
+    assert len(scratch.curve(0)) > 2 > len(single.curve(0))

@@ -121,6 +121,10 @@ class Arm:
     def longest(self) -> Ended:
         return max((one for runs in self.seeds.values() for one in runs), key=lambda one: (one.run.tokens, -one.run.seed))
 
+    @property
+    def has_one_budget(self) -> bool:
+        return self.annealed and len({one.run.tokens for runs in self.seeds.values() for one in runs}) == 1
+
     def curve(self, seed: int) -> Curve:
         """(FLOPs, held-out loss): the ends of annealed runs; of others every validation at full rate."""
         runs = self.seeds.get(seed, [])
@@ -260,7 +264,8 @@ def _scratch_of(one: Ended, arms: Iterable[Arm], annealed: bool) -> Arm | None:
         arm for arm in arms
         if arm.annealed == annealed and not arm.longest.grown and arm.longest.twin == one.twin and arm.longest.run.optimizer.kind == kind
     ]  # fmt: skip
-    return min(twins, key=lambda arm: (-arm.longest.run.tokens, arm.longest.loss)) if twins else None
+    # Of what ends at one budget alone nothing can be interpolated.
+    return min(twins, key=lambda arm: (-arm.longest.run.tokens, arm.has_one_budget, arm.longest.loss)) if twins else None
 
 
 def _row(one: Ended, arms: Iterable[Arm], tuned: bool) -> dict[str, Any]:
