@@ -113,7 +113,7 @@ def as_plotly(figure: Figure, height: int = 460) -> go.Figure:
     )
     if figure.ticks:
         texts = [tick.replace("\n", "<br>") for tick in figure.ticks]
-        drawn.update_xaxes(tickvals=list(range(len(texts))), ticktext=texts, tickangle=45 if figure.long_ticks else 0)
+        drawn.update_xaxes(tickvals=list(range(len(texts))), ticktext=texts, tickangle=-45 if figure.long_ticks else 0)
     if menus := _menus(figure):
         drawn.update_layout(updatemenus=menus, margin_t=88, height=height + 120)
     return drawn
