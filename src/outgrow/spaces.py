@@ -90,7 +90,7 @@ class Lift:
         moved = _taken(array, self.source, axis)
         means = self.source == MEAN
         if role == "write" and means.any():
-            moved[_at(axis, np.flatnonzero(means))] = array.mean(axis, keepdims=True)
+            moved[at(axis, np.flatnonzero(means))] = array.mean(axis, keepdims=True)
         factor = np.where(self.source == ZERO, 0.0, self.scale(role) ** power)
         if (factor == 1.0).all():
             return moved
@@ -103,8 +103,7 @@ class Lift:
         """
         old = np.zeros((*array.shape[:axis], self.size, *array.shape[axis + 1 :]))
         for copies in self._rounds:
-            factor = np.expand_dims(self.write[copies], [a for a in range(array.ndim) if a != axis])
-            old[_at(axis, _run(self.source[copies]))] += array[_at(axis, _run(copies))] * factor
+            old[at(axis, _run(self.source[copies]))] += array[at(axis, _run(copies))] * _over(axis, array.ndim, self.write[copies])
         return old
 
     @cached_property
@@ -308,7 +307,8 @@ def _counts(size: int, source: Indices) -> Floats:
     return np.bincount(source, minlength=size)[source].astype(np.float64)
 
 
-def _at(axis: int, indices: Any) -> tuple[Any, ...]:
+def at(axis: int, indices: Any) -> tuple[Any, ...]:
+    """What takes those indices of an axis, and all of the axes before and behind it."""
     return (slice(None),) * axis + (indices,)
 
 
@@ -323,20 +323,25 @@ def _taken(array: Any, source: Indices, axis: int) -> Any:
     breaks = np.diff(held) | (held[1:] & (np.diff(source) != 1))
     ends = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(source)]
     if len(ends) * _RUN > len(source):
-        taken = array[_at(axis, np.maximum(source, 0))]
-        taken[_at(axis, np.flatnonzero(~held))] = 0
+        taken = array[at(axis, np.maximum(source, 0))]
+        taken[at(axis, np.flatnonzero(~held))] = 0
         return taken
     taken = empty_like(array, (*array.shape[:axis], len(source), *array.shape[axis + 1 :]))
     for begin, end in pairwise(ends):
         first = int(source[begin])
-        taken[_at(axis, slice(begin, end))] = array[_at(axis, slice(first, first + end - begin))] if first >= 0 else 0
+        taken[at(axis, slice(begin, end))] = array[at(axis, slice(first, first + end - begin))] if first >= 0 else 0
     return taken
 
 
 def _times(array: Any, factor: Floats, axis: int) -> Any:
     """Scales an array of ours in place: large ones should not be held twice."""
-    array *= like(array, np.expand_dims(factor, [a for a in range(array.ndim) if a != axis]))
+    array *= like(array, _over(axis, array.ndim, factor))
     return array
+
+
+def _over(axis: int, axes: int, values: Floats) -> Floats:
+    """Values of an axis, shaped so that they broadcast over an array of so many axes."""
+    return np.expand_dims(values, [other for other in range(axes) if other != axis])
 
 
 def like(array: Any, values: Any) -> Any:

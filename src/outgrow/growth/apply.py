@@ -15,7 +15,7 @@ from outgrow.growth.fresh import entries, is_silent, mask_of, normal_rows
 from outgrow.growth.plan import GrowthPlan
 from outgrow.growth.rewrites import REWRITES
 from outgrow.growth.rows import folded, pieces
-from outgrow.spaces import MEAN, AnyLift, Dense, Lift, Rows, empty_like, is_whole, like
+from outgrow.spaces import MEAN, AnyLift, Dense, Lift, Rows, at, empty_like, is_whole, like
 
 # What moves: parameters; what adds up like their gradients (Adam's and Muon's momentum); squares of those.
 Channel = Literal["weight", "gradient", "square"]
@@ -287,7 +287,7 @@ def _along_axis(array: Any, place: int, axis: Axis, lifts: Lifts, sizes: Sizes, 
     for block in axis.blocks:
         shape = [size_of(space, sizes) for space in block]
         end = begin + math.prod(shape)
-        piece = array[(slice(None),) * place + (slice(begin, end),)].reshape(*before, *shape, *after)
+        piece = array[at(place, slice(begin, end))].reshape(*before, *shape, *after)
         for offset, space in enumerate(block):
             if space in lifts:
                 piece = lifts[space].along(piece, place + offset, axis.role, power)
@@ -303,7 +303,7 @@ def _joined(pieces: list[Any], place: int) -> Any:
     whole = empty_like(pieces[0], tuple(shape))
     begin = 0
     for piece in pieces:
-        whole[(slice(None),) * place + (slice(begin, begin + piece.shape[place]),)] = piece
+        whole[at(place, slice(begin, begin + piece.shape[place]))] = piece
         begin += piece.shape[place]
     return whole
 

@@ -13,7 +13,7 @@ from outgrow.arch import Tensor, size_of
 from outgrow.growth.fresh import entries, normal_rows
 from outgrow.growth.plan import GrowthPlan
 from outgrow.growth.rows import folded, pieces
-from outgrow.spaces import Lift, Rows, empty_like, like
+from outgrow.spaces import Lift, Rows, at, empty_like, like
 
 _PROJECTED = 1 << 18  # numbers that are projected at once
 Moved = Callable[[Tensor], Any]  # another tensor of the target, moved along its spaces
@@ -62,7 +62,7 @@ def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, 
     across = 0 if place else 1
     step = max(1, _PROJECTED * n.shape[across] // n.size)
     for first in range(0, n.shape[across], step):
-        some = (slice(None),) * across + (slice(first, first + step),)
+        some = at(across, slice(first, first + step))
         unseen = n[some] - lift.along(lift.onto_old(n[some], place), place, "read")
         unseen = unseen if place else unseen[kept]
         unseen *= share
