@@ -202,6 +202,8 @@ def test_a_pilot_of_a_study_has_as_many_seeds_as_were_trained():
     (own, *_) = advice.plans[1].strategy.evidence
     assert own.source == "your pilot"
     assert any("times the most parameters" in one for one in own.distance(1e6, 20e6))
+    plain = advise("124M", "2.5B", pilot=RECORDS).pilot  # of many that grow fourfold at a quarter, the one trained as the plan is
+    assert (plain.optimizer, plain.restarts, plain.state, plain.params) == ("adamw", True, "reset", 320_304)
 
 
 def test_records_are_rows_with_what_was_tuned():
@@ -327,11 +329,12 @@ def test_bad_input_is_one_sentence(cli, arguments, message):  # noqa: F811
 
 def test_scratch_of_one_budget_is_not_what_others_are_read_against():
     """A baseline tried at the largest budget alone, and better there by chance, has no loss to interpolate at."""
-    from outgrow.lab.table import _arms, _scratch_of, read_ended
+    from outgrow.lab.table import _scratch_of, _ways, read_ended
 
-    arms = _arms(read_ended(RECORDS))
+    ways = _ways(read_ended(RECORDS))
+    arms = [way.tuned(way.longest.run.tokens) for way in ways.values()]
     grown = next(arm for arm in arms if arm.annealed and arm.longest.run.name.startswith("direct-depth-"))
-    scratch = _scratch_of(grown.longest, arms, annealed=True)
+    scratch = _scratch_of(grown.longest, ways, annealed=True)
     single = next(arm for arm in arms if arm.annealed and arm.longest.run.name.startswith("decay-60-"))
     assert single.longest.loss < scratch.longest.loss
     assert len(scratch.curve(0)) > 2 > len(single.curve(0))

@@ -106,7 +106,9 @@ def test_the_sentence_says_both_numbers_and_how_sure():
     assert "50.0% faster" in one
     assert "saving 33.3%" in one
     assert "1 seed, so no interval" in one
-    assert "25.0% slower" in sentence(figure([SpeedUp(2.5, 0.75, 1.0)]), 1)
+    slower = sentence(figure([SpeedUp(2.5, 0.75, 1.0)]), 1)
+    assert "25.0% slower" in slower
+    assert "taking 33.3% more of the FLOPs" in slower
     assert "95% interval" in sentence(figure([SpeedUp(2.5, 1.5, 1.0)] * 3), 3)
     assert "no equal-loss speed-up" in sentence(figure([SpeedUp(2.5, 1.5, 1.0), None]), 2)
 

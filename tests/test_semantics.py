@@ -103,6 +103,24 @@ def test_muon_steps_at_adams_size_with_its_momentum_and_nesterov(make_model):
     assert float((first * (weight.detach() - before)).sum()) < 0
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("matrix", ["self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj"])
+def test_a_step_changes_outputs_alike_at_every_width(kind, matrix):
+    """Square matrices, with more inputs or outputs, and with as many outputs at every width (keys): muP's law, from the width 64 on."""
+    name, changes = f"model.layers.0.{matrix}.weight", []
+    for width in (64, 256, 1024):
+        config = {**ODD, "hidden_size": width, "intermediate_size": 3 * width, "num_attention_heads": width // 8, "head_dim": 8}
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.nn.Parameter(torch.zeros(LLAMA.shapes(config)[name]))
+        settings = OptimizerConfig(learning_rate=1.0, kind=kind, tuned_at={"hidden": 64, "ffn": 192, "group": 4})
+        optimizer = Optimizer(settings, {name: weight}, LLAMA, config)
+        given, wanted = (torch.randn(size, generator=generator) for size in reversed(weight.shape))
+        weight.grad = torch.outer(wanted, given)
+        optimizer.step(1.0)
+        changes.append(float((weight.detach() @ given).square().mean().sqrt()))
+    assert changes == pytest.approx([changes[0]] * 3, rel=0.2)
+
+
 def test_bits_per_byte_is_nats_over_bytes(run, packed, tmp_path):
     train(run.model_copy(update={"tokens": BATCH, "schedule": ScheduleConfig()}), tmp_path / "run", packed, None, Observer())
     row = read_rows(tmp_path / "run")[-1]
@@ -223,7 +241,7 @@ def test_a_vocabulary_is_trained_on_training_documents_alone(monkeypatch, tmp_pa
 def test_bytes_of_a_mixture_are_weighed_by_its_shares(tmp_path, monkeypatch):
     from outgrow.config import parse
     from outgrow.data.config import DataConfig
-    from outgrow.data.packed import open_packed, prepare
+    from outgrow.data.packed import open_packed, prepare, validation_batches
     from outgrow.data.packing import prepare_sources
 
     from .test_data_prepare import TEXTS, records
@@ -237,11 +255,12 @@ def test_bytes_of_a_mixture_are_weighed_by_its_shares(tmp_path, monkeypatch):
         "context": 16,
         "validation_tokens": 160,
     }
-    mixed = prepare(parse(DataConfig, config, "test"), tmp_path / "cache")
+    settings = parse(DataConfig, config, "test")
+    mixed = prepare(settings, tmp_path / "cache")
     one, two = (open_packed(tmp_path / name).bytes_per_token for name in ("one", "two"))
     assert abs(one - two) > 0.1
     assert mixed.bytes_per_token == pytest.approx(0.75 * one + 0.25 * two)
-    assert len(mixed.validation) in (160, 161)  # no more than is read
+    assert sum(len(rows) for rows in validation_batches(mixed, settings, 4)) == 9  # 7 and 2, no more than is asked for
 
 
 def test_moments_that_nothing_stands_behind_begin_at_the_mean(tmp_path):
@@ -334,13 +353,17 @@ def test_figures_of_seeds():
 
     assert bootstrap([0.1, 0.2, 0.3]) == (pytest.approx(0.1), pytest.approx(0.3))  # 1 of 27 resamples is of the lowest alone, 3.7%
     assert Figure((0.4, 0.6), None, None, 2.0).saving == pytest.approx(1 / 3)
-    rows = [
-        SimpleNamespace(
-            name=f"a{n}", arm=SimpleNamespace(paper=paper), budgets=(1,), speed_ups={"annealed": SimpleNamespace(speed_up=ours)}
-        )
-        for n, (paper, ours) in enumerate([(0.1, 0.1), (0.2, 0.2), (0.3, 0.3), (0.4, 9.0)])
-    ]
+
+    def row(paper, figure, is_baseline=False):
+        return SimpleNamespace(arm=SimpleNamespace(paper=paper), budgets=(1,), speed_ups={"annealed": figure}, is_baseline=is_baseline)
+
+    def known(value, beyond=""):
+        return Figure((value,), None, None, 2.0, beyond)
+
+    rows = [row(0.1, known(0.1)), row(0.2, known(0.2)), row(0.3, known(0.3)), row(0.4, known(9.0))]
     assert rank_correlation(rows, "annealed") == (pytest.approx(1.0), 4)
+    assert rank_correlation([*rows, row(0.5, known(0.0, ">"))], "annealed") == (pytest.approx(1.0), 4)  # a bound has no rank
+    assert rank_correlation([row(0.5, None, True), *rows], "annealed") == (pytest.approx(0.0), 5)  # what they are compared with is at 0
 
 
 def test_a_sweep_goes_on_below_its_lower_edge(tmp_path):
@@ -364,6 +387,81 @@ def test_a_row_of_the_table_is_worked_out_by_hand():
     assert all(row["tokens_per_param"] == row["tokens"] / row["params"] for row in found)
     named = {row["name"]: row for row in found}
     assert named["direct-depth-rate0.012-seed0-annealed-2199552"]["speed_up"] == pytest.approx(0.1157, abs=1e-4)
+
+
+def test_a_table_says_the_speed_ups_of_the_studies():
+    """Of each arm's seeds at its largest budget: the same rate is best, scratch is the same, no policy is taken for another."""
+    from outgrow.lab.findings import findings
+    from outgrow.lab.records import Records
+    from outgrow.lab.study import open_study
+    from outgrow.lab.table import rows
+
+    from .test_advise import RECORDS
+
+    found = {row["name"]: row for _, row in rows(RECORDS)}
+    records = Records(RECORDS)
+    for name, arms in {
+        "state": ("reset-restart", "reset-keep", "fresh-restart", "fresh-keep", "carry-restart", "carry-keep", "carry-new"),
+        "sizes": ("quarter-stack", "eighth-stack", "half-stack"),
+    }.items():
+        study, scale = open_study(name, "nano", RECORDS.parents[1])
+        study = study.model_copy(update={"arms": {key: arm for key, arm in study.arms.items() if not arm.growths or key in arms}})
+        for finding in findings(study, scale, 3, records):
+            if finding.name not in arms:
+                continue
+            ends = [found[records[one.branches[max(one.branches)].identity()].name] for one in finding.trials]
+            # Records of other studies add budgets between those of this one.
+            assert [end["speed_up"] for end in ends] == pytest.approx(finding.speed_ups["annealed"].values, abs=0.05)
+            assert all(end["tuned"] == "true" for end in ends)
+
+
+def test_all_hops_make_the_growth_factor():
+    from outgrow.lab.table import rows
+
+    from .test_advise import RECORDS
+
+    found = [row for _, row in rows(RECORDS)]
+    gradual = {round(row["growth_factor"]) for row in found if row["name"].startswith("gradual-") and "trunk" in row["name"]}
+    assert gradual == {4}
+    assert all(math.isnan(row["growth_factor"]) for row in found if row["name"].startswith("zero-80-") and "growth_factor" in row)
+
+
+def test_two_readings_of_one_run_are_not_compared():
+    """Arms that differ in their decay have one constant-rate trunk: what its validations do is no speed-up."""
+    from outgrow.lab.findings import findings
+    from outgrow.lab.records import Records
+    from outgrow.lab.study import open_study
+
+    from .test_advise import RECORDS
+
+    study, scale = open_study("baseline", "nano", RECORDS.parents[1])
+    arms = {name: study.arms[name] for name in ("scratch", "decay-20", "half-batch")}
+    found = {row.name: row for row in findings(study.model_copy(update={"arms": arms}), scale, 3, Records(RECORDS))}
+    assert found["decay-20"].speed_ups["un-annealed"] is None
+    assert found["decay-20"].speed_ups["annealed"] is not None
+    assert found["half-batch"].speed_ups["un-annealed"] is not None
+
+
+def test_points_of_one_trunk_are_drawn_together():
+    from outgrow.scaling.fit import fit
+    from outgrow.scaling.laws import LAWS
+
+    rng = np.random.default_rng(0)
+    flops = np.geomspace(1e18, 1e22, 40)
+    trunks = [str(number) for number in range(40) for _ in range(10)]
+    loss = np.repeat(np.exp(3 - 0.05 * np.log(flops) + 1e-3 * rng.normal(size=40)), 10)
+    columns = {"flops": np.repeat(flops, 10), "loss": loss}
+    alone, together = (fit(LAWS["power"], columns, resamples=300, trunks=one).intervals["b"] for one in (None, trunks))
+    assert together[1] - together[0] == pytest.approx(10**0.5 * (alone[1] - alone[0]), rel=0.3)
+
+
+def test_losses_that_rise_follow_no_power_law():
+    from outgrow.scaling.fit import fit
+    from outgrow.scaling.laws import LAWS
+
+    flops = np.geomspace(1e18, 1e22, 20)
+    with pytest.raises(OutgrowError, match="do not follow 'power'"):
+        fit(LAWS["power"], {"flops": flops, "loss": 1e-3 * flops**0.04})
 
 
 def test_tasks_are_compared_the_way_their_metric_goes(monkeypatch):

@@ -229,7 +229,7 @@ def _hardware(text: str | None, mfu: float) -> Hardware | None:
 
 
 def _best(root: Path, factor: int, share: float) -> Pilot:
-    """What a pilot says of stacking once: annealed if it has that, grown by a factor and at an instant near those that are planned."""
+    """What a pilot says of stacking once: under AdamW and annealed if it has that, by a factor and at an instant near those planned."""
     known = [one for one in pilots(root) if one.operator.startswith("stack") and one.growth_share > 0]
     found = [one for one in known if one.hops == 1 and math.isfinite(one.growth_factor)]
     if not found:
@@ -239,7 +239,9 @@ def _best(root: Path, factor: int, share: float) -> Pilot:
         )
 
     def far(one: Pilot) -> tuple[float, ...]:
-        return not one.annealed, abs(math.log(one.growth_factor / factor)), abs(math.log(one.growth_share / share)), -len(one.speed_ups)
+        off = (abs(math.log(found / wanted)) for found, wanted in ((one.growth_factor, factor), (one.growth_share, share)))
+        other = (one.optimizer != "adamw", not one.annealed)
+        return *other, *(round(by, 1) for by in off), not one.restarts, one.state != "reset", -one.params, -len(one.speed_ups)
 
     return min(found, key=far)
 
@@ -250,7 +252,7 @@ def _as_expected(pilot: Pilot) -> tuple[Expected, Evidence]:
     seeds = f"{len(pilot.speed_ups)} seeds" if len(pilot.speed_ups) > 1 else "one seed, so no interval"
     kind = f"{'annealed' if pilot.annealed else 'un-annealed'}, {seeds}" + (", 95% interval" if between else "")
     source = f"your pilot of {short(pilot.params)} parameters at {pilot.tokens_per_param:.1f} tokens a parameter"
-    grown = f"{pilot.operator} at {pilot.growth_share:.0%} of the run"
+    grown = f"{pilot.operator} at {pilot.growth_share:.0%} of the run under {pilot.optimizer}, {pilot.batch_tokens:,} tokens a step"
     evidence = Evidence("your pilot", f"{mean:+.1%} by {grown}, {kind}", ((pilot.params, pilot.tokens_per_param),))
     return Expected(mean, *(between or (None, None)), f"{source}, {grown}", kind), evidence
 

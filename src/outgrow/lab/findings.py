@@ -75,6 +75,7 @@ class Finding:
         speed_ups: protocol -> against the arm it is compared with; None where nothing can be read.
         diverged: names and reasons of runs that did, the sweep's among them.
         records: of all its runs, the sweep's among them, parents first.
+        is_baseline: is it what it would be compared with?
     """
 
     name: str
@@ -87,6 +88,7 @@ class Finding:
     speed_ups: dict[str, Figure | None]
     diverged: tuple[tuple[str, str], ...]
     records: tuple[Record, ...]
+    is_baseline: bool
 
     @property
     def end(self) -> AtBudget | None:
@@ -169,9 +171,11 @@ def spread(values: Sequence[float]) -> float:
 
 
 def _standing(row: Finding, protocol: str) -> float | None:
-    """A number to rank by: the speed-up; 0 for what others are compared with."""
+    """A number to rank by: the speed-up, but a bound is none; 0 for what others are compared with."""
+    if row.is_baseline:
+        return 0.0
     figure = row.speed_ups[protocol]
-    return figure.speed_up if figure else 0.0 if row.name == "scratch" else None
+    return figure.speed_up if figure and not figure.beyond else None
 
 
 def _curves(study: Study, scale: Scale, name: str, seeds: int, records: Records) -> tuple[list[Trial], list[Curve], list[Curve]]:
@@ -203,7 +207,8 @@ def _finding(
     figures: dict[str, Figure | None] = dict.fromkeys(PROTOCOLS)
     if other != name:
         for protocol, ours, others in (("annealed", annealed, found[other][1]), ("un-annealed", constant, found[other][2])):
-            figures[protocol] = _figure([(others[theirs], ours[mine]) for mine, theirs in pairs])
+            both = [(others[theirs], ours[mine]) for mine, theirs in pairs]
+            figures[protocol] = None if any(_is_one_run(*curves) for curves in both) else _figure(both)
     budgets = list[AtBudget]()
     for tokens in whole[0].branches if whole else ():
         ends = [records[one.branches[tokens].identity()] for one in whole]
@@ -218,8 +223,9 @@ def _finding(
     own = _records_of(study, scale, name, rates, whole, records)
     diverged = tuple((record.name, record.diverged) for record in own if record.diverged)
     return Finding(
-        name, study.arms[name], rates, tuple(whole), tuple(annealed), tuple(constant), tuple(budgets), figures, diverged, tuple(own)
-    )
+        name, study.arms[name], rates, tuple(whole), tuple(annealed), tuple(constant), tuple(budgets), figures, diverged, tuple(own),
+        other == name,
+    )  # fmt: skip
 
 
 def _records_of(study: Study, scale: Scale, name: str, rates: Sweep, whole: Sequence[Trial], records: Records) -> list[Record]:
@@ -236,6 +242,12 @@ def _loss(one: Trial, tokens: int, records: Records) -> float | None:
 def _until(one: Trial, annealed: Curve, tokens: int) -> Curve:
     """An annealed curve up to a budget."""
     return [point for budget, point in zip(one.branches, annealed, strict=True) if budget < tokens or _same(budget, tokens)]
+
+
+def _is_one_run(one: Curve, other: Curve) -> bool:
+    """Are two curves pieces of one trajectory, as constant-rate trunks of arms that differ in their decay alone?"""
+    shared = min(len(one), len(other)) - 1  # the last is a validation at the end of the shorter
+    return shared > 0 and one[:shared] == other[:shared]
 
 
 def _same(budget: int, other: int) -> bool:

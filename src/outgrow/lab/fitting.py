@@ -23,11 +23,12 @@ from outgrow.scaling.points import DERIVED, matching
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit, the group of rows it is of (empty if all), and where its points came from."""
+    """A fit, the group of rows it is of (empty if all), where its points came from, and how many more lack what the law reads."""
 
     group: str
     fit: Fit
     labels: tuple[str, ...]
+    left_out: int
 
 
 def fit_files(
@@ -58,7 +59,10 @@ def fit_files(
     for name in named or {}:
         if name not in (*wanted.columns, *(part for column in wanted.columns if column in DERIVED for part in DERIVED[column][0])):
             raise OutgrowError(f"the law '{law}' reads no column '{name}'{suggestion(name, wanted.columns)}")
-    table = [row for path in paths for row in (_runs(path, wanted) if path.is_dir() or is_records(path) else read_table(path))]
+    runs = [row for path in paths if path.is_dir() or is_records(path) for row in _runs(path, wanted)]
+    tables = [row for path in paths if not (path.is_dir() or is_records(path)) for row in read_table(path)]
+    lacking = {id(row) for _, row in runs if not _is_known(row, wanted)}
+    table = [*runs, *tables]
     groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for label, row in matching(table, only or {}):
         if by is not None and by not in row:
@@ -66,12 +70,14 @@ def fit_files(
         groups.setdefault("" if by is None else str(row[by]), []).append((label, row))
     found = list[Fitted]()
     for group, chosen in groups.items():
-        points = points_of(chosen, wanted.columns, named)
+        known = [(label, row) for label, row in chosen if id(row) not in lacking]
+        points = points_of(known, wanted.columns, named)
+        trunks = [str(row.get("trunk", label)) for label, row in known]
         try:
-            made = fit(wanted, points.columns, resamples, starts=hoffmann_grid if from_grid else None)
+            made = fit(wanted, points.columns, resamples, starts=hoffmann_grid if from_grid else None, trunks=trunks)
         except OutgrowError as error:
             raise OutgrowError(f"{by} {group}: {error}" if by else str(error)) from None
-        found.append(Fitted(group, made, points.labels))
+        found.append(Fitted(group, made, points.labels, len(chosen) - len(known)))
     if not found:
         raise OutgrowError("there is no row to fit" + (f": none of {len(table)} matches --only" if only and table else ""))
     return found
@@ -81,7 +87,8 @@ def fit_lines(fitted: Fitted, by: str | None, flops: float | None) -> Iterator[s
     """A fit, as text."""
     made, law = fitted.fit, fitted.fit.law
     where = f", {by} {fitted.group}" if by else ""
-    yield f"{law.name}{where}: {law.equation} ({law.citation}), {len(fitted.labels)} points"
+    left_out = f", {fitted.left_out} more left out, whose {' or '.join(law.columns)} is not known" if fitted.left_out else ""
+    yield f"{law.name}{where}: {law.equation} ({law.citation}), {len(fitted.labels)} points{left_out}"
     for name, value, between in _figures(made, flops):
         yield f"  {name:<22} {_number(value):<11}" + (f" 95% {_between(between)}" if between else "") + outside(made, name, value)
     relative = " of log loss" if law.predicts == "loss" and np.isfinite(law.delta) else ""
@@ -99,8 +106,8 @@ def as_json(fitted: Fitted, by: str | None, flops: float | None) -> dict[str, An
     outliers = [{"point": fitted.labels[index], "residual": float(made.residuals[index])} for index in made.outliers]
     where = {by: fitted.group} if by else {}
     return {
-        **where, "law": made.law.name, "equation": made.law.equation, "points": len(fitted.labels), "figures": figures,
-        "objective": made.objective, "resamples": len(made.draws), "outliers": outliers,
+        **where, "law": made.law.name, "equation": made.law.equation, "points": len(fitted.labels), "left_out": fitted.left_out,
+        "figures": figures, "objective": made.objective, "resamples": len(made.draws), "outliers": outliers,
     }  # fmt: skip
 
 
@@ -188,10 +195,10 @@ def _between(between: tuple[float, float] | None) -> str:
 
 
 def _runs(root: Path, law: Law) -> list[tuple[str, dict[str, Any]]]:
-    """The finished runs that a law speaks of: not of scratch where it reads when growth was, nor of growth at the first token."""
+    """The finished runs that a law speaks of: not of scratch where it reads when growth was."""
+    return [(name, row) for name, row in rows_of_runs(root) if all(column in row for column in law.columns)]
 
-    def known(row: Mapping[str, Any], column: str) -> bool:
-        value = row.get(column, math.nan)
-        return math.isfinite(value) and (value > 0 or column == "speed_up")
 
-    return [(name, row) for name, row in rows_of_runs(root) if all(known(row, column) for column in law.columns)]
+def _is_known(row: Mapping[str, Any], law: Law) -> bool:
+    """Has a run what a law reads? Growth at the first token has no log, and a run that never met scratch no speed-up."""
+    return all(math.isfinite(row[column]) and (row[column] > 0 or column == "speed_up") for column in law.columns)

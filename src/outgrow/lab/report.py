@@ -94,12 +94,13 @@ def sentence(found: Figure | None, seeds: int) -> str:
     if found is None:
         return "The two annealed curves share no loss, so there is no equal-loss speed-up to quote: train to closer losses."
     verb = "faster" if found.speed_up >= 0 else "slower"
+    cost = f"saving {found.saving:.1%} of" if found.saving >= 0 else f"taking {-found.saving:.1%} more of"
     text = (
         f"At an annealed held-out loss of {found.loss:.3f} nats per token, growth is {abs(found.speed_up):.1%} {verb} than scratch "
-        f"(saving {found.saving:.1%} of the FLOPs, the base's included)"
+        f"({cost} the FLOPs, the base's included)"
     )
     if found.between:
-        return f"{text}; mean of {seeds} seeds, 95% interval {found.between[0]:.1%} to {found.between[1]:.1%}."
+        return f"{text}; mean of {seeds} seeds, 95% interval of the speed-up {found.between[0]:+.1%} to {found.between[1]:+.1%}."
     return f"{text}; {seeds} seed{'s' if seeds > 1 else ''}, so no interval."
 
 

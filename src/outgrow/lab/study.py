@@ -7,7 +7,7 @@ base ------------|------ ... -----------|---+-------+-------.      constant rate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -263,10 +263,3 @@ def _departure(budget: int, scale: Scale) -> int:
 def _whole(tokens: float, scale: Scale) -> int:
     """Tokens in whole steps, at least one."""
     return max(1, round(tokens / scale.batch_tokens)) * scale.batch_tokens
-
-
-def trials(study: Study, scale: Scale, seeds: int, rate: float) -> Iterator[Trial]:
-    """Every arm at every seed and one rate; to see what a study costs before its rates are tuned."""
-    for name in study.arms:
-        for seed in range(seeds):
-            yield trial(study, scale, name, seed, rate)

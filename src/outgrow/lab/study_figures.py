@@ -190,21 +190,25 @@ def fitted_laws(studied: Studied) -> dict[str, dict[str, Fit | str]]:
         ("grown", [r for r in studied.rows if r.arm.growths]),
     ):
         last = [(one.end.flops, loss) for one in chosen if one.end for loss in one.end.losses]
-        every = [(row.target.params, one.tokens, loss) for row in chosen if row.target for one in row.budgets for loss in one.losses]
+        every = [
+            (row.target.params, one.tokens, loss, f"{row.name} {seed}")
+            for row in chosen if row.target for one in row.budgets for seed, loss in enumerate(one.losses)
+        ]  # fmt: skip
         if len({flops for flops, _ in last}) < 3:
             return {}
         flops, losses = np.array(last).T
-        params, tokens, annealed = np.array(every, dtype=float).T
+        *numbers, trunks = zip(*every, strict=True)
+        params, tokens, annealed = np.array(numbers, dtype=float)
         found[kind] = {
             "power": _fitted("power", {"flops": flops, "loss": losses}),
-            "chinchilla": _fitted("chinchilla", {"params": params, "tokens": tokens, "loss": annealed}),
+            "chinchilla": _fitted("chinchilla", {"params": params, "tokens": tokens, "loss": annealed}, trunks),
         }
     return found
 
 
-def _fitted(law: str, columns: Columns) -> Fit | str:
+def _fitted(law: str, columns: Columns, trunks: Sequence[str] | None = None) -> Fit | str:
     try:
-        return fit(LAWS[law], columns, 1000)
+        return fit(LAWS[law], columns, 1000, trunks=trunks)
     except OutgrowError as error:
         return str(error)
 

@@ -17,7 +17,7 @@ from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.lab.records import Record, Records
 from outgrow.lab.runs import CONFIG, finished, first_token, lineage, model_of, read_result
-from outgrow.lab.speedup import Curve, equal_loss, flops_at, interval
+from outgrow.lab.speedup import Curve, equal_loss, interval
 from outgrow.scaling.growth import Mixing, mixing_tokens
 from outgrow.training.config import RunConfig
 from outgrow.training.schedule import share_of_peak
@@ -61,6 +61,11 @@ class Ended:
         """The clock at which it, or the ancestor that was, was grown last."""
         return first_token(self.grown) if self.grown else 0
 
+    @property
+    def trunk(self) -> str:
+        """The run whose branches, and itself, are pieces of one trajectory: that which grew last, or the first."""
+        return (self.grown or next(iter(lineage(self.run)))).identity()
+
     @cached_property
     def counts(self) -> Counts:
         config = model_of(self.run)
@@ -68,12 +73,13 @@ class Ended:
 
     @property
     def growth_factor(self) -> float:
-        """g in parameters without embedding and head; NaN where what was grown is not known."""
-        source = self.grown.start.run if self.grown and self.grown.start else None
-        if source is None:
+        """g in parameters without embedding and head, over all growths; NaN where the first model is not known or has no layer."""
+        first = next(iter(lineage(self.run)))
+        if first.start:
             return math.nan
-        config = model_of(source)
-        return self.counts.non_embedding / max(1, parameter_counts(arch_for(config), config).non_embedding)
+        config = model_of(first)
+        arch = arch_for(config)
+        return self.counts.non_embedding / parameter_counts(arch, config).non_embedding if arch.layers(config) else math.nan
 
     def _share(self, tokens: int) -> float:
         """The learning rate of the step that ends at a clock, as a share of its peak."""
@@ -102,35 +108,58 @@ class Ended:
         run, growths = self.run, list[Any]()
         for one in lineage(run):
             if one.start and one.start.operator:
-                policy = one.start.identifying()
-                growths.append(
-                    [_plain_model(one.start.run) if one.start.run else one.start.checkpoint, first_token(one), policy | {"run": None}]
-                )
+                policy = one.start.identifying() | {"run": None, "restarts": _restarts(one)}
+                growths.append([_plain_model(one.start.run) if one.start.run else one.start.checkpoint, first_token(one), policy])
         decay = round(run.schedule.decay_tokens / run.tokens, 2) if self.annealed else None
         return _key([growths, {**run.optimizer.identifying(), "learning_rate": None}, run.schedule.kind, decay])
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that were trained in one way at the rate that suits it best, annealed or not, by seed."""
+    """Runs that were trained in one way at one learning rate, annealed or not, by seed."""
 
     annealed: bool
     seeds: Mapping[int, list[Ended]]
 
-    @property
+    @cached_property
     def longest(self) -> Ended:
         return max((one for runs in self.seeds.values() for one in runs), key=lambda one: (one.run.tokens, -one.run.seed))
 
-    @property
+    @cached_property
     def has_one_budget(self) -> bool:
         return self.annealed and len({one.run.tokens for runs in self.seeds.values() for one in runs}) == 1
 
-    def curve(self, seed: int) -> Curve:
-        """(FLOPs, held-out loss): the ends of annealed runs; of others every validation at full rate."""
-        runs = self.seeds.get(seed, [])
+    def curve(self, seed: int, tokens: float = math.inf) -> Curve:
+        """(FLOPs, held-out loss) of runs of so many tokens at most: the ends of annealed ones; of others every validation at full rate."""
+        runs = [one for one in self.seeds.get(seed, []) if one.run.tokens <= tokens]
         if self.annealed:
             return sorted((one.flops, one.loss) for one in runs)
         return sorted({(flops, loss) for one in runs for _, flops, loss in one.at_full_rate})
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of training, annealed or not, at every learning rate that was tried."""
+
+    rates: Mapping[float, Arm]
+
+    @cached_property
+    def longest(self) -> Ended:
+        return max((arm.longest for arm in self.rates.values()), key=lambda one: one.run.tokens)
+
+    def tuned(self, tokens: int) -> Arm:
+        """At the rate that suits runs of about so many tokens best: that of most seeds, or of the lowest loss of the first one."""
+        near = _nearest(tokens, (one for arm in self.rates.values() for runs in arm.seeds.values() for one in runs))
+
+        def merit(arm: Arm) -> tuple[int, float]:
+            losses = [next((one.loss for one in runs if one.run.tokens == near.run.tokens), None) for runs in arm.seeds.values()]
+            losses = [loss for loss in losses if loss is not None]
+            return len(losses), -losses[0] if losses else -math.inf
+
+        return max(self.rates.values(), key=merit)
+
+
+Ways = Mapping[tuple[str, str, bool], Way]  # by twin, way and whether annealed
 
 
 def read_ended(path: Path) -> list[Ended]:
@@ -172,13 +201,13 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(where it came from, row) of every finished run: the columns of `outgrow fit`.
 
     `params` counts all parameters; `flops` and `tokens` include the ancestors'. `tuned`: no other learning rate was better for its way of
-    training. `speed_up` is against the best scratch runs of the same model, text, batch, seed and optimizer that end like this one, at this
-    run's loss.
+    training and its length. `speed_up` is against the best scratch runs of the same model, text, batch, seed and optimizer that end like
+    this one, at the lowest loss that they reach and this run, or a shorter one of its trunk, does. `trunk` is shared by runs that are
+    pieces of one trajectory.
     """
     found = read_ended(path)
-    arms = _arms(found)
-    tuned = {id(one) for arm in arms for runs in arm.seeds.values() for one in runs}
-    return [(one.label, _row(one, arms, id(one) in tuned)) for one in found]
+    ways = _ways(found)
+    return [(one.label, _row(one, ways)) for one in found]
 
 
 @dataclass(frozen=True)
@@ -187,6 +216,10 @@ class Pilot:
 
     operator: str
     hops: int
+    optimizer: str
+    batch_tokens: int
+    restarts: bool
+    state: str
     growth_factor: float
     growth_share: float
     params: int
@@ -201,88 +234,97 @@ class Pilot:
 
 def pilots(path: Path) -> list[Pilot]:
     """The speed-up of each way to grow that runs show against the best of their scratch twins, both at their best learning rate."""
-    arms, found = _arms(read_ended(path)), list[Pilot]()
-    for arm in arms:
+    ways, found = _ways(read_ended(path)), list[Pilot]()
+    for way in ways.values():
+        arm = way.tuned(way.longest.run.tokens)
         one = arm.longest
-        scratch = _scratch_of(one, arms, arm.annealed)
-        if not (one.grown and scratch):
+        scratch = _scratch_of(one, ways, arm.annealed)
+        if not (one.grown and one.grown.start and scratch):
             continue
         met = [equal_loss(scratch.curve(seed), arm.curve(seed)) for seed in arm.seeds if seed in scratch.seeds]
         speed_ups = tuple(pair.speed_up for pair in met if pair)
         if speed_ups and len(speed_ups) == len(met):  # the mean of those seeds alone that met scratch would flatter
             params, tokens = one.counts.total, one.run.tokens
-            share, hops = one.growth_tokens / tokens, sum(1 for run in lineage(one.run) if run.start and run.start.operator)
-            found.append(Pilot(one.operator, hops, one.growth_factor, share, params, tokens / params, arm.annealed, speed_ups))
+            hops = sum(1 for run in lineage(one.run) if run.start and run.start.operator)
+            found.append(
+                Pilot(
+                    one.operator, hops, one.run.optimizer.kind, one.run.batch_tokens, _restarts(one.grown), one.grown.start.optimizer,
+                    one.growth_factor, one.growth_tokens / tokens, params, tokens / params, arm.annealed, speed_ups,
+                )
+            )  # fmt: skip
     return found
 
 
 def pilot_mixing(path: Path) -> Mixing | None:
     """Whether and when the loss of late expansions met scratch's, both at full rate; None where no two runs can say."""
-    arms, found = _arms(read_ended(path)), list[float | None]()
-    for arm in arms:
+    ways, found = _ways(read_ended(path)), list[float | None]()
+    for way in ways.values():
+        arm = way.tuned(way.longest.run.tokens)
+        scratch = _scratch_of(arm.longest, ways, arm.annealed)
         for seed, runs in arm.seeds.items():
+            if scratch is None:
+                continue
+            fixed = sorted({(tokens, loss) for twin in scratch.seeds.get(seed, []) for tokens, _, loss in twin.at_full_rate})
             for one in runs:
-                scratch = _scratch_of(one, arms, arm.annealed)
                 late = one.grown is not None and one.operator.startswith("expand") and one.run.identity() == one.grown.identity()
-                if not late or scratch is None:
-                    continue
-                fixed = sorted({(tokens, loss) for twin in scratch.seeds.get(seed, []) for tokens, _, loss in twin.at_full_rate})
                 grown = [(tokens, loss) for tokens, _, loss in one.at_full_rate]
-                if len(fixed) > 1 and grown:
+                if late and len(fixed) > 1 and grown:
                     found.append(mixing_tokens(fixed, [(one.growth_tokens, one.points[0][2]), *grown]))
     met = [tokens for tokens in found if tokens is not None]
     return Mixing(len(found), len(met), mean(met) if met else math.nan) if found else None
 
 
-def _arms(found: Iterable[Ended]) -> list[Arm]:
-    """Every way of training, annealed and not, at its best rate: the one run from most seeds, or of the lowest loss at the longest."""
-    ways: dict[tuple[str, str, bool], dict[float, list[Ended]]] = {}
-    for one in found:
+def _ways(found: Iterable[Ended]) -> Ways:
+    """Every way of training, annealed and not."""
+    ways: dict[tuple[str, str, bool], dict[float, dict[int, list[Ended]]]] = {}
+    for one in sorted(found, key=lambda one: one.run.seed):
         for annealed in {one.annealed, False}:
             if annealed or one.at_full_rate:
-                ways.setdefault((one.twin, one.way, annealed), {}).setdefault(one.run.optimizer.learning_rate, []).append(one)
-    arms = list[Arm]()
-    for (_, _, annealed), rates in ways.items():
-        by_seed: dict[float, dict[int, list[Ended]]] = {rate: {} for rate in rates}
-        for rate, runs in rates.items():
-            for one in sorted(runs, key=lambda one: one.run.seed):
-                by_seed[rate].setdefault(one.run.seed, []).append(one)
-
-        def merit(rate: float, by_seed: Mapping[float, Mapping[int, list[Ended]]] = by_seed) -> tuple[int, int, float]:
-            first = next(iter(by_seed[rate].values()))
-            tokens, loss = max((one.run.tokens, -one.loss) for one in first)
-            return len(by_seed[rate]), tokens, loss
-
-        arms.append(Arm(annealed, by_seed[max(rates, key=merit)]))
-    return arms
+                rates = ways.setdefault((one.twin, one.way, annealed), {})
+                rates.setdefault(one.run.optimizer.learning_rate, {}).setdefault(one.run.seed, []).append(one)
+    return {key: Way({rate: Arm(key[2], seeds) for rate, seeds in rates.items()}) for key, rates in ways.items()}
 
 
-def _scratch_of(one: Ended, arms: Iterable[Arm], annealed: bool) -> Arm | None:
-    """The best scratch runs that a run may be compared with: of the same model, text, batch and optimizer."""
-    kind = one.run.optimizer.kind
-    twins = [
-        arm for arm in arms
-        if arm.annealed == annealed and not arm.longest.grown and arm.longest.twin == one.twin and arm.longest.run.optimizer.kind == kind
-    ]  # fmt: skip
-    # Of what ends at one budget alone nothing can be interpolated.
-    return min(twins, key=lambda arm: (-arm.longest.run.tokens, arm.has_one_budget, arm.longest.loss)) if twins else None
+def _scratch_of(one: Ended, ways: Ways, annealed: bool) -> Arm | None:
+    """The best scratch runs that a run may be compared with: of the same model, text, batch and optimizer, tuned for its length."""
+    kind, tokens = one.run.optimizer.kind, one.run.tokens
+    scratch = [way.tuned(tokens) for way in ways.values() if not way.longest.grown and way.longest.twin == one.twin]
+    twins = [arm for arm in scratch if arm.annealed == annealed and arm.longest.run.optimizer.kind == kind]
+
+    def merit(arm: Arm) -> tuple[bool, float]:
+        return arm.has_one_budget, _nearest(tokens, next(iter(arm.seeds.values()))).loss  # of one budget nothing can be interpolated
+
+    return min(twins, key=merit) if twins else None
 
 
-def _row(one: Ended, arms: Iterable[Arm], tuned: bool) -> dict[str, Any]:
-    run, counts = one.run, one.counts
+def _nearest(tokens: int, runs: Iterable[Ended]) -> Ended:
+    """Of runs the one whose length is nearest, as a ratio."""
+    return min(runs, key=lambda one: (abs(math.log(one.run.tokens / tokens)), -one.run.tokens))
+
+
+def _row(one: Ended, ways: Ways) -> dict[str, Any]:
+    run, counts, rate = one.run, one.counts, one.run.optimizer.learning_rate
+    way = ways.get((one.twin, one.way, one.annealed))
+    arm = way.rates[rate] if way else None
     row: dict[str, Any] = {
-        "name": run.name, "seed": run.seed, "annealed": str(one.annealed).lower(), "tuned": str(tuned).lower(),
-        "learning_rate": run.optimizer.learning_rate, "optimizer": run.optimizer.kind, "params": counts.total,
-        "non_embedding_params": counts.non_embedding, "tokens": run.tokens, "flops": one.flops, "loss": one.loss,
-        "tokens_per_param": run.tokens / counts.total, "operator": one.operator or "scratch",
+        "name": run.name, "seed": run.seed, "annealed": str(one.annealed).lower(),
+        "tuned": str(way is not None and way.tuned(run.tokens) is arm).lower(), "learning_rate": rate, "optimizer": run.optimizer.kind,
+        "params": counts.total, "non_embedding_params": counts.non_embedding, "tokens": run.tokens, "flops": one.flops, "loss": one.loss,
+        "tokens_per_param": run.tokens / counts.total, "operator": one.operator or "scratch", "trunk": one.trunk,
     }  # fmt: skip
     if one.grown and one.grown.start and one.grown.start.run:
-        scratch = _scratch_of(one, arms, one.annealed)
-        cost = flops_at(scratch.curve(run.seed), one.loss) if scratch else None
+        scratch = _scratch_of(one, ways, one.annealed)
+        curves = (scratch.curve(run.seed), arm.curve(run.seed, run.tokens)) if scratch and arm else ((), ())
+        met = equal_loss(*curves) if all(curves) else None
         row["growth_factor"], row["growth_tokens"] = one.growth_factor, one.growth_tokens
         row["growth_share"] = one.growth_tokens / run.tokens
-        row["speed_up"] = cost / one.flops - 1 if cost else math.nan
+        row["speed_up"] = met.speed_up if met else math.nan
     return row
+
+
+def _restarts(run: RunConfig) -> bool:
+    """Does a run's learning rate warm up anew where it begins?"""
+    return run.schedule.begin is None and run.schedule.warmup_tokens > 0
 
 
 def _run_of(record: Record, records: Records, known: dict[str, RunConfig]) -> RunConfig:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize
 
 from outgrow.errors import OutgrowError
@@ -83,16 +84,18 @@ class Fit:
 
 
 def fit(
-    law: Law, columns: Columns, resamples: int = 0, seed: int = 0, starts: Callable[[Columns], Floats] | None = None
+    law: Law, columns: Columns, resamples: int = 0, seed: int = 0, starts: Callable[[Columns], Floats] | None = None,
+    trunks: Sequence[str] | None = None,
 ) -> Fit:  # fmt: skip
     """Fits a law by the sum (not the mean) of Huber losses.
 
     Args:
         law: one of `LAWS`.
         columns: its columns, one value a point.
-        resamples: of the points with replacement, for intervals; each is fitted anew from the solution.
+        resamples: of the trajectories with replacement, for intervals; each is fitted anew from the solution.
         seed: of the resamples.
         starts: in place of the law's own; `hoffmann_grid` repeats Hoffmann et al.'s L-BFGS from 4,500 starts.
+        trunks: of which trajectory each point is; points of one are drawn together, since they do not vary apart.
 
     Raises:
         OutgrowError: too few or degenerate points; the sentence says what is missing.
@@ -104,10 +107,11 @@ def fit(
     if missing := _missing(law, columns, theta) or _strange(law, columns, theta):
         raise OutgrowError(missing)
     rng, count, draws = np.random.default_rng(seed), _count(columns), list[Floats]()
+    kept = _together(trunks or [str(point) for point in range(count)])
     for _ in range(TRIES * resamples):
         if len(draws) == resamples:
             break
-        chosen = rng.integers(0, count, count)
+        chosen = np.concatenate([kept[one] for one in rng.integers(0, len(kept), len(kept))])
         drawn = {name: values[chosen] for name, values in columns.items()}
         if _missing(law, drawn, theta):  # a resample of too few different values says nothing
             continue
@@ -121,6 +125,14 @@ def fit(
             f"resamples of the {count} points settle '{law.name}' elsewhere than all of them do: {_APART.format(', '.join(law.inputs))}"
         )
     return made
+
+
+def _together(trunks: Sequence[str]) -> list[NDArray[np.intp]]:
+    """The indices of each trajectory's points."""
+    found: dict[str, list[int]] = {}
+    for index, trunk in enumerate(trunks):
+        found.setdefault(trunk, []).append(index)
+    return [np.array(indices) for indices in found.values()]
 
 
 _APART = "vary its inputs ({}) separately"
@@ -182,18 +194,13 @@ def _solve(law: Law, columns: Columns, start: Floats, tolerance: float = 1e-9) -
     observed = law.observed(columns)
     if np.isinf(law.delta):
         return law.starts(columns)[0]  # the law is linear, so its one start is the solution
-    found = optimize.least_squares(
-        lambda theta: law.prediction(theta, columns)[0] - observed,
-        start,
-        jac=lambda theta: law.prediction(theta, columns)[1],  # type: ignore[arg-type]
-        loss="huber",
-        f_scale=law.delta,
-        x_scale="jac",
-        ftol=tolerance,
-        xtol=tolerance,
-        gtol=tolerance,
-        max_nfev=500,
-    )
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of resamples that say little
+        found = optimize.least_squares(
+            lambda theta: law.prediction(theta, columns)[0] - observed,
+            start,
+            jac=lambda theta: law.prediction(theta, columns)[1],  # type: ignore[arg-type]
+            loss="huber", f_scale=law.delta, x_scale="jac", ftol=tolerance, xtol=tolerance, gtol=tolerance, max_nfev=500,
+        )  # fmt: skip
     return found.x
 
 

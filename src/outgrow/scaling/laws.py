@@ -177,7 +177,7 @@ LAWS: Mapping[str, Law] = {
         _linear_law(
             "power", _power_terms, _log_loss, equation="L = a C^b", citation="arXiv:2405.15319", predicts="loss", inputs=("flops",),
             coefficients=("a", "b"), delta=1e-3, reported=lambda theta: np.array([np.exp(theta[0]), theta[1]]), distinct={"flops": 2},
-            unlog=np.exp,
+            unlog=np.exp, between={"b": (-4.0, 0.0)},
         ),
         _linear_law(
             "timing", _timing_terms, lambda columns: np.log10(columns["growth_tokens"]),
