@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ from transformers import AutoTokenizer
 
 from outgrow.data.config import DataConfig
 from outgrow.data.corpus import Document, content_hash, documents, split
-from outgrow.data.packed import Batches, open_packed, prepare, validation_batches
+from outgrow.data.packed import Batches, Packed, open_packed, prepare, validation_batches
 from outgrow.data.tokens import Mixture, Tokens
 from outgrow.errors import OutgrowError
+from outgrow.lab.tiny import TINY
+from outgrow.training.config import OptimizerConfig, RunConfig, Start
+from outgrow.training.refusals import problems
 
 
 @pytest.fixture
@@ -134,12 +138,55 @@ def test_an_epoch_reads_everything_once_and_the_next_in_another_order():
     np.testing.assert_array_equal(batches.at(90, 2)[1], second[0])
 
 
-def test_validation_is_bounded_and_in_order(config, tmp_path):
-    packed = prepare(config, tmp_path)
-    short = config.model_copy(update={"validation_tokens": 100})
-    rows = np.concatenate(list(validation_batches(packed, short, 4)))
-    assert rows.shape == (6, 17)
-    np.testing.assert_array_equal(rows[:, :-1].flatten(), packed.validation[:96])
+def held_out_rows(tokens, **settings):
+    """The sequences of 10 tokens that a validation reads of held-out text."""
+    packed = Packed(Path(), tokens, tokens, 1.0, "", 300)
+    return np.concatenate(list(validation_batches(packed, DataConfig(context=10, **settings), 4)))
+
+
+def test_validation_is_bounded_in_order_and_spread_over_all_that_is_held_out():
+    rows = held_out_rows(Tokens((np.arange(1001),)), corpus="folder", validation_tokens=69)
+    assert rows.shape == (6, 11)
+    assert rows[:, 0].tolist() == [0, 160, 330, 500, 660, 830]
+    assert (np.diff(rows) == 1).all()
+    whole = held_out_rows(Tokens((np.arange(1001),)), corpus="folder")
+    np.testing.assert_array_equal(whole[:, :-1].flatten(), np.arange(1000))
+
+
+def test_the_embedded_corpus_is_validated_on_the_sequences_that_committed_results_were_made_with():
+    assert held_out_rows(Tokens((np.arange(1001),)), validation_tokens=69)[:, 0].tolist() == [0, 10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize(("weights", "counts"), [((0.7, 0.3), [11, 4]), ((1.0, 1e-5), [15, 1])])
+def test_validation_reads_all_of_every_source_in_its_share(weights, counts):
+    rows = held_out_rows(mixture([1001, 1001], weights), corpus="folder", validation_tokens=169)
+    sources, places = np.divmod(rows[:, 0], 10_000)
+    assert np.bincount(sources).tolist() == counts
+    for source, count in enumerate(counts):
+        assert places[sources == source].tolist() == [number * 100 // count * 10 for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("edits", "told"),
+    [
+        ({}, None),
+        ({"data": {"context": 16, "epochs": 2, "validation_tokens": 64}}, None),
+        ({"seed": 1}, "it has another seed than 'base' and so would read again some of what that has read; give it the same, or let start"),
+        ({"seed": 1, "data": {"context": 8}}, "another seed and another data.context than 'base'"),
+        ({"data": {"context": 16, "vocab": 300}}, "another data.vocab than"),
+        ({"data": {"context": 16, "sources": [{"path": "other"}]}}, "another data.sources than"),
+    ],
+)
+def test_a_run_that_would_read_its_parents_text_again_is_refused(edits, told):
+    model = {**TINY["llama"], "vocab_size": 1024}
+    settings = {"batch_tokens": 64, "data": {"context": 16}, "optimizer": OptimizerConfig(learning_rate=0.01)}
+    base = RunConfig(name="base", model=model, tokens=640, **settings)
+    run = RunConfig(start=Start(run=base), tokens=1280, **settings | edits)
+    found = list(problems(run, model, 640, None, 1))
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0]
+    by_hand = run.model_copy(update={"start": Start(checkpoint="base/checkpoints/640")})
+    assert not list(problems(by_hand, model, 640, None, 1))
 
 
 @pytest.mark.parametrize(

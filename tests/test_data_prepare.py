@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -80,6 +83,42 @@ def test_every_form_is_read_and_every_text_is_on_one_side(packed):
     assert manifest["tokens"]["training"] == sum(shard["tokens"] for shard in manifest["shards"]["training"])
     assert open_packed(packed).bytes_per_token == sum(len(text) for text in validation) / manifest["tokens"]["validation"]
     assert np.load(packed / "training-00000.npy").dtype == np.uint16
+
+
+def test_compressed_text_is_read_hidden_text_is_not_and_what_is_no_text_is_named(tmp_path):
+    folder = tmp_path / "repository"
+    (folder / ".git" / "hooks").mkdir(parents=True)
+    for place in (".git/HEAD", ".git/hooks/update.sample", ".editorconfig"):
+        (folder / place).write_text("rubbish")
+    (folder / "a.jsonl").write_bytes(records(TEXTS[:10]))
+    (folder / "b.jsonl.bz2").write_bytes(bz2.compress(records(TEXTS[10:20])))
+    (folder / "c.json.xz").write_bytes(lzma.compress(records(TEXTS[20:30])))
+    (folder / "d.JSONL.zstd").write_bytes(zstandard.compress(records(TEXTS[30:40])))
+    for number, (ending, compress) in enumerate({"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}.items()):
+        (folder / f"e.txt.{ending}").write_bytes(compress(TEXTS[40 + number].encode()))
+    (folder / "f.txt").write_text("\r\n".join(TEXTS[43:]))
+    (folder / "latin.txt").write_bytes("Grüße".encode("latin-1"))
+    (folder / "picture.gz").write_bytes(gzip.compress(b"\x89PNG"))
+    command = [*OUTGROW, "data", "prepare", str(folder), "--vocab", "300", "--output", str(tmp_path / "out"), "--validation-share", "0.2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert sorted(text for part in texts_of(tmp_path / "out") for text in part) == sorted([*TEXTS[:43], "\n".join(TEXTS[43:])])
+    left_out = [str(folder / "latin.txt"), str(folder / "picture.gz")]
+    assert read_json(tmp_path / "out" / "manifest.json")["skipped"] == left_out
+    assert f"left out, since they are no UTF-8 text: 2 files, such as '{left_out[0]}'" in done.stdout
+
+
+def test_text_that_spells_a_control_token_stays_text(packed, tmp_path):
+    texts = [f"{text} {END} </s> {number}" for number, text in enumerate(TEXTS)]
+    (tmp_path / "a.jsonl").write_bytes(records(texts))
+    prepare_sources([str(tmp_path / "a.jsonl")], tmp_path / "out", str(packed), validation_share=0.2)
+    opened, tokenizer = open_packed(tmp_path / "out"), AutoTokenizer.from_pretrained(packed)
+    found = []
+    for part in (opened.training[:], opened.validation[:]):
+        ends = np.flatnonzero(part == 0)
+        assert ends[-1] == len(part) - 1
+        found += [tokenizer.decode(text.tolist()) for text in np.split(part, ends)[:-1]]
+    assert sorted(text.removeprefix(END) for text in found) == sorted(texts)
 
 
 def test_the_same_texts_in_other_files_have_the_same_hash_and_sides(packed, tmp_path):
@@ -175,15 +214,21 @@ def test_unfinished_work_goes_on_with_the_same_text_and_settings_only(source, tm
     assert sorted(text for part in texts_of(target) for text in part) == sorted(TEXTS)
 
 
-def test_finished_work_is_found_and_other_settings_are_refused(source, packed, tmp_path):
+def test_finished_work_is_found_and_other_settings_are_refused(source, packed, tmp_path, monkeypatch):
     before = contents(packed)
     prepare_sources([str(source)], packed, vocab=300, validation_share=0.2, shard_tokens=1500)
     assert contents(packed) == before
     with pytest.raises(OutgrowError, match=r"packed' was packed with other settings \(text_key text there, body here; vocab"):
         prepare_sources([str(source)], packed, vocab=400, text_key="body", validation_share=0.2, shard_tokens=1500)
     (tmp_path / "full").mkdir()
-    with pytest.raises(OutgrowError, match="full' exists already and is no packed corpus"):
-        prepare_sources([str(source)], tmp_path / "full", vocab=300)
+    monkeypatch.chdir(tmp_path / "full")
+    for place in (tmp_path / "full", Path("."), Path("x/..")):
+        with pytest.raises(OutgrowError, match="full' exists already and is no packed corpus"):
+            prepare_sources([str(source)], place, vocab=300)
+    with pytest.raises(OutgrowError, match="'/' exists already"):
+        prepare_sources([str(source)], Path("/"), vocab=300)
+    with pytest.raises(OutgrowError, match="'out' lies in the source '.', which would hold what is written there; choose another place"):
+        prepare_sources(["."], Path("out"), vocab=300)
 
 
 def test_several_processes_at_once_make_it_once(source, packed, tmp_path):
@@ -228,7 +273,11 @@ def test_memory_does_not_grow_with_the_corpus(packed, tmp_path):
         ("a.jsonl", b"\xff\n", "a.jsonl' cannot be read after line 0"),
         ("a.jsonl.gz", gzip.compress(records(TEXTS))[:-20], "a.jsonl.gz' cannot be read after line"),
         ("a.jsonl.zst", b"not zst", "a.jsonl.zst' cannot be read after line 0"),
+        ("a.txt.gz", b"not gz", "a.txt.gz' cannot be read .*; get the file again"),
         ("a.parquet", b"PAR1", "a.parquet' is not a whole parquet file"),
+        ("a.zip", b"PK", r"files of a form that is not read here \('.*a.zip'\); unpack them, or convert them to text"),
+        ("a.tar.gz", b"", "a form that is not read here"),
+        ("a.arrow", b"", "a form that is not read here"),
         ("a.txt", b" \n", "holds no text"),
         ("a.txt", b"one document", "has 1 documents, too few to hold out a share of 0.04"),
     ],
@@ -313,10 +362,12 @@ def test_a_run_reads_prepared_directories_as_one_mixture(packed, tmp_path):
     usable = (len(single.training) - 1) // 16  # three quarters of the sequences come from as many tokens
     assert batches.sequences_per_epoch == usable * 4 // 3
     assert batches.at(0, 8).shape == (8, 17)
-    held_out = mixed.validation[:]
-    assert abs(len(held_out) - len(single.validation) / 0.75) <= 2  # two floors
-    np.testing.assert_array_equal(held_out[: len(single.validation) - 1], single.validation[: len(single.validation) - 1])
-    assert sum(len(rows) for rows in validation_batches(mixed, config, 4)) == (len(held_out) - 1) // 16
+    measured = np.concatenate(list(validation_batches(mixed, config, 4)))
+    held_out = (len(single.validation) - 1) // 16
+    own = held_out * 4 // 3 * 3 // 4  # all that the first holds out, but for what its share leaves over
+    assert own >= held_out - 1
+    assert len(measured) == own + held_out * 4 // 3 // 4
+    np.testing.assert_array_equal(measured[:own, :-1].flatten(), single.validation[: own * 16])
     assert single.bytes_per_token != mixed.bytes_per_token
 
     hashes = {prepare(parse(DataConfig, {"sources": some}, "test"), tmp_path).corpus_hash for some in (places, places[:1], places[1:])}
@@ -339,6 +390,17 @@ def test_sources_with_different_tokenizers_are_refused(source, packed, tmp_path)
         prepare(parse(DataConfig, {"sources": places}, "test"), tmp_path)
     with pytest.raises(OutgrowError, match="nowhere' holds no packed corpus; 'outgrow data prepare SOURCE --output .*nowhere' writes one"):
         prepare(parse(DataConfig, {"sources": [{"path": str(tmp_path / "nowhere")}]}, "test"), tmp_path)
+
+
+def test_sources_that_hold_out_different_shares_are_refused(source, packed, tmp_path):
+    """A document that one holds out is one of training in the other."""
+    prepare_sources([str(source)], tmp_path / "other", str(packed), validation_share=0.1)
+    assert set(texts_of(tmp_path / "other")[0]) & set(texts_of(packed)[1])
+    places = [{"path": str(packed)}, {"path": str(tmp_path / "other")}]
+    with pytest.raises(
+        OutgrowError, match=r"packed' and '.*other' hold out different shares \(0.2 and 0.1\), so one may train on what the"
+    ):
+        prepare(parse(DataConfig, {"sources": places}, "test"), tmp_path)
 
 
 @pytest.mark.parametrize(

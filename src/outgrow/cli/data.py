@@ -26,7 +26,8 @@ def data_prepare(
 ) -> None:
     """Pack text into shards of tokens with a manifest, each distinct document once and on one side of the split.
 
-    Folders may hold .jsonl, .jsonl.zst, .jsonl.gz, .parquet and text. An interrupted command goes on where it stopped.
+    Folders may hold .parquet, .jsonl and text, compressed or not (.gz, .bz2, .xz, .zst); hidden files are not read, and files that are no
+    UTF-8 text are left out, counted, and named in the manifest. An interrupted command goes on where it stopped.
     """
     if workers:
         os.environ["RAYON_NUM_THREADS"] = str(workers)  # read once, when the tokenizers' threads start
@@ -38,6 +39,8 @@ def data_prepare(
     made = read_json(output / "manifest.json")
     counts = (f"{made['tokens'][part]:,} {part} tokens of {made['documents'][part]:,} documents" for part in ("training", "validation"))
     print(f"{', '.join(counts)}; vocabulary {made['vocab']:,}; {output}")
+    if left_out := made.get("skipped"):
+        print(f"left out, since they are no UTF-8 text: {len(left_out):,} files, such as '{left_out[0]}'; all are named in manifest.json")
 
 
 @data_app.command("tasks")

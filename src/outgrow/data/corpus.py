@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from outgrow.data.readers import Texts, hub, reader
+from outgrow.data.readers import Texts, hub, is_read, reader
 from outgrow.errors import OutgrowError
 
 EMBEDDED, INSTALLED, HUB = "python", "site-packages", "hf:"
@@ -33,20 +33,24 @@ class Document:
         return hashlib.sha256(self.text.encode()).digest()
 
 
-def read(sources: Sequence[str], text_key: str = "text") -> Iterator[Document]:
-    """The non-empty documents of sources, one after another, files in name order.
+def read(sources: Sequence[str], text_key: str = "text", skipped: list[str] | None = None) -> Iterator[Document]:
+    """The non-empty documents of sources, one after another, files in name order; hidden ones are not looked at.
 
     Args:
         sources: "python" for the standard library of the running interpreter, "site-packages" for what is installed beside it,
             "hf:owner/name" or "hf:owner/name:config" for a hub data set, or the path of a file or folder.
-        text_key: where the text is in the records of .jsonl, .jsonl.zst, .jsonl.gz and .parquet files and of hub data sets.
+        text_key: where the text is in the records of .jsonl files, compressed or not, of .parquet files and of hub data sets.
+        skipped: gets the files that hold no UTF-8 text.
     """
     before = 0
     for source in sources:
         empty = True
         for name, size, texts in _pieces(source, text_key):
             for text, done in texts:
-                if text.strip():
+                if text is None:
+                    if skipped is not None:
+                        skipped.append(str(Path(source, name)))
+                elif text.strip():
                     empty = False
                     yield Document(name, text, before + done)
             before += size
@@ -60,9 +64,9 @@ def size(sources: Sequence[str]) -> int | None:
     return sum(sizes) if len(sizes) == len(sources) else None
 
 
-def documents(source: str) -> list[Document]:
-    """The distinct non-empty documents of a source."""
-    return list(distinct(read([source]), set()))
+def documents(source: str, skipped: list[str] | None = None) -> list[Document]:
+    """The distinct non-empty documents of a source; see `read`."""
+    return list(distinct(read([source], skipped=skipped), set()))
 
 
 def distinct(found: Iterable[Document], seen: set[bytes]) -> Iterator[Document]:
@@ -112,7 +116,17 @@ def _files(source: str) -> tuple[Path, list[Path]]:
         raise OutgrowError(
             f"the corpus '{source}' does not exist; give a file of text, a folder of them, '{EMBEDDED}', '{INSTALLED}' or '{HUB}owner/name'"
         )
-    if root.is_file():
-        return root, [root]
     inside = root.rglob("*.py" if source in standard else "*")
-    return root, sorted(path for path in inside if not _NOT_SOURCE & set(path.relative_to(root).parts) and path.is_file())
+    paths = [root] if root.is_file() else sorted(path for path in inside if _is_source(path.relative_to(root)) and path.is_file())
+    if unread := [f"'{path}'" for path in paths if not is_read(path)]:
+        names = ", ".join(unread[:3]) + (f" and {len(unread) - 3:,} more" if unread[3:] else "")
+        raise OutgrowError(
+            f"the corpus '{source}' has files of a form that is not read here ({names}); "
+            "unpack them, or convert them to text, .jsonl or .parquet, or take them out of it"
+        )
+    return root, paths
+
+
+def _is_source(path: Path) -> bool:
+    """Is nothing on a path hidden, and nothing of it installed or made by the interpreter?"""
+    return not any(part.startswith(".") or part in _NOT_SOURCE for part in path.parts)

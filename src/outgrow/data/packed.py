@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from outgrow.config import hash_of
 from outgrow.data.config import DataConfig
-from outgrow.data.corpus import content_hash, documents, split
+from outgrow.data.corpus import EMBEDDED, content_hash, documents, split
 from outgrow.data.packing import MANIFEST, PARTS, SHARD_TOKENS, pack, too_few, train_on
 from outgrow.data.tokenizer import TOKENIZER_FILES
 from outgrow.data.tokens import Mixture, Row, Tokens, open_tokens, sha256
@@ -28,7 +28,7 @@ class Packed:
     Attributes:
         directory: where it lies, tokenizer beside it; of a mixture, the first one's.
         training: [tokens] training tokens, memory-mapped.
-        validation: [tokens] held-out tokens, memory-mapped; of a mixture, of each as much as its share.
+        validation: [tokens] held-out tokens, memory-mapped.
         bytes_per_token: UTF-8 bytes of held-out text per held-out token, for bits per byte.
         corpus_hash: hash of every text of the corpus; of prepared directories, of every packed token and each share.
         vocab: entries that a model's vocabulary needs, at least.
@@ -36,7 +36,7 @@ class Packed:
 
     directory: Path
     training: Tokens | Mixture
-    validation: Tokens
+    validation: Tokens | Mixture
     bytes_per_token: float
     corpus_hash: str
     vocab: int
@@ -50,14 +50,15 @@ def prepare(config: DataConfig, cache: Path, verify: bool = True) -> Packed:
     """Opens prepared directories; or packs a corpus under `cache`, or finds it there: same text, vocabulary and share, same place."""
     if config.sources:
         return _mixed(config, verify)
-    found = documents(config.corpus)
+    skipped: list[str] = []
+    found = documents(config.corpus, skipped)
     corpus_hash = content_hash(document.digest for document in found)
     directory = cache / f"packed-{corpus_hash[:10]}-{config.vocab}-{config.validation_share:g}"
     settings = {"corpus": corpus_hash, "vocab": config.vocab, "validation_share": config.validation_share, "shard_tokens": SHARD_TOKENS}
     try:
         if not all(split(found, config.validation_share)):
             raise too_few(len(found), config.validation_share)
-        pack(directory, lambda: found, train_on(found, config.vocab, config.validation_share), settings)
+        pack(directory, lambda: found, train_on(found, config.vocab, config.validation_share), settings, skipped)
     except OutgrowError as error:
         raise OutgrowError(f"data.corpus '{config.corpus}': {error}") from None
     return open_packed(directory, verify)
@@ -83,21 +84,26 @@ def open_packed(directory: Path, verify: bool = True) -> Packed:
 def _mixed(config: DataConfig, verify: bool) -> Packed:
     """The prepared directories of a config as one corpus."""
     parts = [open_packed(Path(source.path), verify) for source in config.sources]
+    manifests = [read_json(part.directory / MANIFEST) for part in parts]
     tokenizers = [sha256(part.tokenizer_files[0]) for part in parts]
-    for part, tokenizer in zip(parts, tokenizers, strict=True):
+    held_out = [manifest.get("settings", {}).get("validation_share") for manifest in manifests]
+    for part, tokenizer, share in zip(parts, tokenizers, held_out, strict=True):
+        places = f"'{parts[0].directory}' and '{part.directory}'"
         if tokenizer != tokenizers[0]:
-            places = f"'{parts[0].directory}' and '{part.directory}'"
             raise OutgrowError(f"{places} were packed with different tokenizers; prepare both with the same --tokenizer")
+        if share != held_out[0]:
+            raise OutgrowError(
+                f"{places} hold out different shares ({held_out[0]} and {share}), so one may train on what the other holds out; "
+                "prepare both with the same --validation-share"
+            )
     weights = [Fraction(repr(source.weight)) for source in config.sources]
     shares = tuple(weight / sum(weights) for weight in weights)
-    wanted = min(config.validation_tokens + 1, *(int(len(part.validation) / share) for part, share in zip(parts, shares, strict=True)))
-    held_out = [part.validation[: int(wanted * share)] for part, share in zip(parts, shares, strict=True)]
-    contents = [[read_json(part.directory / MANIFEST)["shards"], str(share)] for part, share in zip(parts, shares, strict=True)]
+    contents = [[manifest["shards"], str(share)] for manifest, share in zip(manifests, shares, strict=True)]
     single = len(parts) == 1
     return replace(
         parts[0],
         training=parts[0].training if single else Mixture(tuple(part.training for part in parts), shares),  # type: ignore[arg-type]
-        validation=parts[0].validation if single else Tokens(tuple(held_out)),
+        validation=parts[0].validation if single else Mixture(tuple(part.validation for part in parts), shares),  # type: ignore[arg-type]
         bytes_per_token=sum(float(share) * part.bytes_per_token for part, share in zip(parts, shares, strict=True)),
         corpus_hash=hash_of(contents),
     )
@@ -188,8 +194,18 @@ class Batches:
 
 
 def validation_batches(packed: Packed, config: DataConfig, sequences: int) -> Iterator[NDArray[np.int64]]:
-    """The held-out sequences in file order, always the same ones: [<= sequences, context + 1] each."""
-    total = min(config.validation_tokens, len(packed.validation) - 1) // config.context
-    for first in range(0, total, sequences):
-        starts = range(first * config.context, min(first + sequences, total) * config.context, config.context)
-        yield np.stack([packed.validation[start : start + config.context + 1] for start in starts]).astype(np.int64)
+    """Held-out sequences in file order, always the same ones: [<= sequences, context + 1] each.
+
+    Each source gives its share, one at least, spread evenly over all that it holds out; the embedded corpus gives its first ones, as in
+    the committed records.
+    """
+    first_ones = config.corpus == EMBEDDED and not config.sources
+    held_out = Batches(packed.validation, config.context, seed=0)
+    total = min(config.validation_tokens // config.context, held_out.sequences_per_epoch)
+    wanted: list[tuple[Tokens | Row, int]] = []
+    for tokens, share, available in zip(held_out._sources, held_out._shares, held_out._sequences, strict=True):
+        count = min(total, max(1, int(total * share)))
+        wanted += [(tokens, number * (count if first_ones else available) // count * config.context) for number in range(count)]
+    for first in range(0, len(wanted), sequences):
+        rows = [tokens[start : start + config.context + 1] for tokens, start in wanted[first : first + sequences]]
+        yield np.stack(rows).astype(np.int64)

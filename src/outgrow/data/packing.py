@@ -75,6 +75,8 @@ def prepare_sources(
     """
     if (tokenizer is None) == (vocab is None):
         raise OutgrowError("give either --tokenizer, one that exists, or --vocab, the size of one to train")
+    if within := [source for source in sources if Path(source).resolve() in target.resolve().parents]:
+        raise OutgrowError(f"'{target}' lies in the source '{within[0]}', which would hold what is written there; choose another place")
     settings = {"sources": list(sources), "text_key": text_key, "validation_share": validation_share, "shard_tokens": shard_tokens}
     if vocab is not None:
         texts = (document for source in sources for document in _beginning(read([source], text_key), TRAINING_CHARACTERS // len(sources)))
@@ -84,7 +86,8 @@ def prepare_sources(
         given = bpe.locate(tokenizer or "")
         write_tokenizer = partial(bpe.copy, given)
         settings["tokenizer"] = sha256(given)
-    pack(target, lambda: read(sources, text_key), write_tokenizer, settings, size(sources), progress)
+    skipped: list[str] = []
+    pack(target, lambda: read(sources, text_key, skipped), write_tokenizer, settings, skipped, size(sources), progress)
 
 
 def train_on(found: Iterable[Document], vocab: int, validation_share: float) -> Callable[[Path], None]:
@@ -102,6 +105,7 @@ def pack(
     found: Callable[[], Iterable[Document]],
     write_tokenizer: Callable[[Path], None],
     settings: dict[str, Any],
+    skipped: Sequence[str] = (),
     total_bytes: int | None = None,
     progress: Progress = _tell_nobody,
 ) -> None:
@@ -112,12 +116,14 @@ def pack(
         found: reads the documents from the first on, the same ones each time it is called.
         write_tokenizer: writes the tokenizer's files into a directory.
         settings: all that the result depends on besides the text; validation_share and shard_tokens among them.
+        skipped: files that `found` left out, by the time all is read; for the manifest.
         total_bytes: for `progress`.
         progress: told (bytes read, bytes in all or None).
     """
+    target = target.resolve()
     with _workplace(target, settings) as directory:
         if directory:
-            _make(directory, found, write_tokenizer, settings, lambda done: progress(done, total_bytes))
+            _make(directory, found, write_tokenizer, settings, skipped, lambda done: progress(done, total_bytes))
             directory.rename(target)
             flush(target.parent)
     (target / PROGRESS).unlink(missing_ok=True)
@@ -128,6 +134,7 @@ def _make(
     found: Callable[[], Iterable[Document]],
     write_tokenizer: Callable[[Path], None],
     settings: dict[str, Any],
+    skipped: Sequence[str],
     told: Callable[[int], object],
 ) -> None:
     """Fills the directory from wherever it is."""
@@ -140,7 +147,7 @@ def _make(
     state = State(**read_json(directory / PROGRESS))
     seen: set[bytes] = set()
     _fill(directory, state, distinct(found(), seen), told)
-    _finish(directory, state, content_hash(seen))
+    _finish(directory, state, content_hash(seen), skipped)
 
 
 def _fill(directory: Path, state: State, found: Iterable[Document], told: Callable[[int], object]) -> None:
@@ -164,7 +171,7 @@ def _fill(directory: Path, state: State, found: Iterable[Document], told: Callab
         told(batch.documents[-1].position)
 
 
-def _finish(directory: Path, state: State, corpus_hash: str) -> None:
+def _finish(directory: Path, state: State, corpus_hash: str, skipped: Sequence[str]) -> None:
     """Closes the shards and writes the manifest."""
     settings = state.settings
     if not all(state.documents.values()):
@@ -178,6 +185,7 @@ def _finish(directory: Path, state: State, corpus_hash: str) -> None:
         "vocab": encoder.vocab,
         "tokenizer_hash": sha256(directory / "tokenizer.json"),
         "documents": state.documents,
+        "skipped": list(skipped),
         "tokens": state.tokens,
         "bytes_per_token": state.held_out_bytes / state.tokens["validation"],
         "shards": shards,
@@ -244,10 +252,10 @@ def _workplace(target: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
 
     Without saved progress nothing of it stays.
     """
-    directory = target.with_name(f"{target.name}.unfinished")
     if _is_made(target, settings):
         yield None
         return
+    directory = target.with_name(f"{target.name}.unfinished")
     directory.mkdir(parents=True, exist_ok=True)
     lock = os.open(directory, os.O_RDONLY)
     try:

@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import importlib
 import io
 import json
+import lzma
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from outgrow.errors import OutgrowError
 
-Texts = Iterator[tuple[str, int]]
+Texts = Iterator[tuple[str | None, int]]
+_DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".lzma": lzma.LZMAFile,
+    ".zst": lambda file: _zstandard(file),
+    ".zstd": lambda file: _zstandard(file),
+}
+_UNREAD = {".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar", ".lz4", ".br", ".arrow", ".feather", ".orc", ".avro"}
 
 
 def reader(path: Path) -> Callable[[Path, str], Texts]:
     """What reads a file of this name: records from .jsonl, from .parquet and from compressed .jsonl or .json, whole text from any other."""
-    if path.name.endswith((".jsonl", ".jsonl.zst", ".jsonl.gz", ".json.zst", ".json.gz")):  # all one object a line, as published
+    form = _form(path)
+    if form == ".jsonl" or (form == ".json" and path.suffix.lower() in _DECOMPRESSORS):  # all one object a line, as published
         return lines
-    return parquet if path.suffix == ".parquet" else whole
+    return parquet if form == ".parquet" else whole
+
+
+def is_read(path: Path) -> bool:
+    """False for the archives and tables that no reader here opens."""
+    return _form(path) not in _UNREAD
+
+
+def _form(path: Path) -> str:
+    """The ending of a file's name, in small letters; of a compressed one, the ending before that."""
+    return (Path(path.stem) if path.suffix.lower() in _DECOMPRESSORS else path).suffix.lower()
 
 
 def whole(path: Path, text_key: str) -> Texts:
-    """The file as one text; nothing where it is not UTF-8 (a few test files of the standard library are not, on purpose)."""
+    """The file as one text; None where it is not UTF-8 (a few test files of the standard library are not, on purpose)."""
     try:
-        yield path.read_text(encoding="utf-8"), path.stat().st_size
+        with path.open("rb") as file, _decompressed(path, file, newline=None) as opened:
+            text = opened.read()
     except UnicodeDecodeError:
-        return
+        text = None
+    except OutgrowError:
+        raise
+    except Exception as error:
+        raise OutgrowError(f"'{path}' cannot be read ({' '.join(str(error).split())}); get the file again") from None
+    yield text, path.stat().st_size
 
 
 def lines(path: Path, text_key: str) -> Texts:
     """The texts of a file with one JSON object a line, plain or compressed."""
     number = 0
     try:
-        with path.open("rb") as file, _decompressed(path, file) as text:
+        with path.open("rb") as file, _decompressed(path, file, newline="\n") as text:
             for number, line in enumerate(text, 1):
                 if line.strip():
                     yield _text(json.loads(line), text_key, f"'{path}', line {number},"), file.tell()
@@ -42,7 +70,7 @@ def lines(path: Path, text_key: str) -> Texts:
         raise OutgrowError(f"'{path}', line {number}, is not JSON ({error.msg}, column {error.colno}); mend or remove the line") from None
     except OutgrowError:
         raise
-    except Exception as error:  # a damaged file: gzip, zstandard and UTF-8 each have their own words for it
+    except Exception as error:  # a damaged file: each compression and UTF-8 have their own words for it
         reason = " ".join(str(error).split())
         raise OutgrowError(f"'{path}' cannot be read after line {number} ({reason}); get the file again") from None
 
@@ -83,13 +111,14 @@ def hub(name: str, text_key: str) -> Texts:
         ) from None
 
 
-def _decompressed(path: Path, file: Any) -> Any:
+def _decompressed(path: Path, file: Any, newline: str | None) -> Any:
     """An open file as text."""
-    if path.suffix == ".zst":
-        file = _module("zstandard", path).ZstdDecompressor().stream_reader(file, read_across_frames=True)
-    elif path.suffix == ".gz":
-        file = gzip.GzipFile(fileobj=file)
-    return io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+    opened = _DECOMPRESSORS.get(path.suffix.lower(), lambda file: file)(file)
+    return io.TextIOWrapper(opened, encoding="utf-8", newline=newline)
+
+
+def _zstandard(file: Any) -> Any:
+    return _module("zstandard", file.name).ZstdDecompressor().stream_reader(file, read_across_frames=True)
 
 
 def _text(record: Any, key: str, where: str) -> str:

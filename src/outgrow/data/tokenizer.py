@@ -102,11 +102,12 @@ def copy(source: Path, directory: Path) -> None:
 
 
 def open_encoder(directory: Path) -> Encoder:
-    """The tokenizer of a directory; it neither cuts nor pads, whatever its file says."""
+    """The tokenizer of a directory; it neither cuts nor pads, whatever its file says, and text that spells a control token is text."""
     path = directory / "tokenizer.json"
     tokenizer = _open(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
     end = _end(tokenizer, read_json(directory / "tokenizer_config.json"), path)
     vocabulary = tokenizer.get_vocab()
     return Encoder(tokenizer, max(vocabulary.values()) + 1, vocabulary[end])
