@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -110,6 +112,8 @@ def test_the_papers_eight_and_their_average():
     rows = {row["name"]: row for row in suite.reference.rows}
     assert (rows["scratch"]["mean_accuracy"], rows["scratch"]["wikitext"]) == (0.5012, 17.98)
     assert {task.task for task in presets()["paper-7b"].tasks} > {task.task for task in suite.tasks}
+    assert {task.task: task.shots for task in presets()["paper-7b"].tasks if task.shots != 0} == {"mmlu": 5}
+    assert all(task.shots == 0 for task in suite.tasks)
     table = results.reference_table(suite)
     assert table[0] == ["reference", "mean_accuracy", "wikitext"]
     assert table[1][1:] == ["52.80", "16.73"]
@@ -271,6 +275,62 @@ def test_any_family_of_transformers_is_asked(place, tasks, family, tmp_path):
     assert 0 <= found["code_bracket"]["value"] <= 1
 
 
+@pytest.mark.parametrize(("own", "asked", "used"), [(None, None, 0), (3, None, 3), (3, 0, 0), (3, 1, 1)])
+def test_a_number_of_shots_is_what_is_shown_and_none_is_the_tasks_own(place, tasks, tmp_path, own, asked, used):
+    shutil.copytree(tasks, tmp_path / "tasks")
+    path = tmp_path / "tasks" / "code_bracket.yaml"
+    path.write_text(path.read_text() + ("" if own is None else f"num_fewshot: {own}\n"))
+    suite = read_suite(str(path))
+    suite = suite.model_copy(update={"tasks": tuple(one.model_copy(update={"shots": asked}) for one in suite.tasks)})
+    (loaded,) = harness.load_tasks(suite, None)
+    assert harness.run_task(loaded, open_model(place / "checkpoint"), 2, 8)["shots"] == used
+    (task,) = loaded.tasks["tasks"].values()
+    examples = [len(one.arguments[0]) > len(one.doc["context"]) for one in task.instances]
+    assert all(examples) if used else not any(examples)
+
+
+@pytest.fixture
+def begun(place, tmp_path):
+    """A checkpoint with a tokenizer such as Llama 2's, whose template puts <s> before a text, where </s> is what ends one."""
+    texts = [one.text for one in read([str(place / "corpus")])]
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    words.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False))
+    words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    shutil.copytree(place / "checkpoint", tmp_path / "begun", ignore=shutil.ignore_patterns("evaluation"))
+    words.save(str(tmp_path / "begun" / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "begun" / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tmp_path / "begun"
+
+
+@pytest.mark.parametrize(("trained", "prefix"), [(True, "</s>"), (False, "<s>")])
+def test_a_text_stands_behind_what_it_stood_behind_in_training(begun, tasks, tmp_path, trained, prefix):
+    if trained:
+        (begun / "outgrow.json").write_text(json.dumps({"tokens": 640, "run": "tiny"}))
+    opened = open_model(begun)
+    seen = []
+    opened.model.register_forward_pre_hook(lambda model, given, named: seen.append(named.get("input_ids", *given[:1])), with_kwargs=True)
+    for task in ("code_bracket", "code_text"):
+        (loaded,) = harness.load_tasks(read_suite(str(tasks / f"{task}.yaml")), None)
+        assert harness.run_task(loaded, opened, 2, 8)["prefix"] == prefix
+    corpus_loss(opened, [str(tasks / "code_text.jsonl")], None, documents=1)
+    for prompt in ("def f", ""):
+        sample(opened, prompt, 1)
+    begins = {int(row[0]) for batch in seen for row in batch}
+    assert (begins >= {1} and 0 not in begins) if trained else (begins >= {0} and 1 not in begins)
+
+
+def test_results_from_before_training_are_not_taken_for_those_after(begun, tasks):
+    suite = read_suite(str(tasks / "code_text.yaml"))
+    loaded = harness.load_tasks(suite, None)
+    before = results.evaluate(begun, suite, loaded, 2)["code_text"]
+    (begun / "outgrow.json").write_text(json.dumps({"tokens": 640, "run": "tiny"}))
+    after = results.evaluate(begun, suite, loaded, 2)["code_text"]
+    assert (before["prefix"], after["prefix"]) == ("<s>", "</s>")
+    assert before["value"] != after["value"]
+
+
 def test_asking_draws_no_random_numbers(place, tasks):
     torch.manual_seed(3)
     expected = torch.rand(1)
@@ -378,6 +438,22 @@ def test_loss_and_harness_agree_on_bits_per_byte(place, tasks, asked, tmp_path):
     assert row["bits_per_byte_stderr"] == pytest.approx(asked["code_text"]["stderr"], rel=1e-3)
 
 
+def test_text_that_looks_like_a_control_token_is_text(begun, tasks, tmp_path):
+    """As training packs it; to the harness too, where outgrow trained the model."""
+    (begun / "outgrow.json").write_text(json.dumps({"tokens": 640, "run": "tiny"}))
+    shutil.copy(tasks / "code_text.yaml", tmp_path)
+    text = tmp_path / "code_text.jsonl"
+    text.write_text(json.dumps({"text": "one</s>two<s>"}) + "\n")
+    opened = open_model(begun)
+    (row,) = corpus_loss(opened, [str(text)], None).values()
+    assert row["tokens"] == sum(len(opened.tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in ("one<", "/s>two<", "s>"))
+    (loaded,) = harness.load_tasks(read_suite(str(tmp_path / "code_text.yaml")), None)
+    assert harness.run_task(loaded, opened, None, 8)["all"]["bits_per_byte"] == pytest.approx(row["bits_per_byte"], rel=1e-5)
+    (begun / "outgrow.json").unlink()
+    (foreign,) = corpus_loss(open_model(begun), [str(text)], None).values()
+    assert foreign["tokens"] == row["tokens"]
+
+
 def test_loss_by_source_and_file(place, tmp_path):
     (tmp_path / "one.txt").write_text("x = 1\n" * 30)
     opened = open_model(place / "checkpoint")
@@ -416,6 +492,19 @@ def run(place, tmp_path):
     )
     config = load(RunConfig, write(tmp_path / "run.yaml", text, corpus=place / "corpus", tokens=640))
     return config.model_copy(update={"evaluate": EvaluateConfig(tasks="code_bracket,code_text", every=256, limit=4), "precision": "fp32"})
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("given", [{}, {"eos_token_id": 5, "pad_token_id": 7}])
+def test_a_trained_checkpoint_says_the_tokens_of_its_tokenizer_and_those_that_were_given(run, tmp_path, family, given):
+    model = {**TINY[family], "vocab_size": 300, **given}
+    trained = run.model_copy(update={"model": model, "evaluate": None, "tokens": 128})
+    execute(trained, tmp_path / "runs", Observer())
+    (checkpoint,) = read_result(trained, tmp_path / "runs").directory.glob("checkpoints/*128")
+    expected = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, **given}
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert {name: config.get(name) for name in expected} == expected
+    assert AutoModelForCausalLM.from_pretrained(checkpoint).generation_config.eos_token_id == expected["eos_token_id"]
 
 
 def rows(result):

@@ -88,7 +88,8 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
     """What a model gets: the metric that counts, its standard error, and every other number of the task.
 
     Returns:
-        metric, value, stderr (None where there is none), samples, higher_is_better, shots, all (metric -> value).
+        metric, value, stderr (None where there is none), samples, higher_is_better, shots (a number, or task -> number where those of a
+        group differ), prefix (the token before a text), all (metric -> value).
     """
     with quiet(), no_randomness_used():
         from jinja2 import TemplateError
@@ -98,11 +99,11 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
         language_model: Any = HFLM  # its decorators hide its arguments from type checkers
         lm = language_model(
             pretrained=opened.model, tokenizer=opened.tokenizer, backend="causal", batch_size=batch_size, max_length=opened.context,
-            prefix_token_id=opened.prefix,
+            prefix_token_id=opened.prefix, add_bos_token=False if opened.trained else None,
         )  # fmt: skip
         for task in loaded.tasks["tasks"].values():
-            if loaded.choice.shots or task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=loaded.choice.shots)
+            own = task.get_config("num_fewshot") or 0
+            task.set_config(key="num_fewshot", value=own if loaded.choice.shots is None else loaded.choice.shots)
             task.set_fewshot_seed(seed=SHOTS_SEED)
         try:
             found: Any = evaluate(lm=lm, task_dict=loaded.tasks, limit=limit, bootstrap_iters=RESAMPLES, log_samples=True)
@@ -117,13 +118,15 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
     error = numbers.get(error_of(metric))
     higher = {key: value for one in found.get("higher_is_better", {}).values() for key, value in (one or {}).items()}
     counted = found.get("n-samples", {})
+    shots = {name: task.get_config("num_fewshot") for name, task in loaded.tasks["tasks"].items()}
     return {
         "metric": metric,
         "value": values[metric],
         "stderr": float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None,
         "samples": sum(one["effective"] for one in counted.values()),
         "higher_is_better": bool(higher.get(metric.partition(",")[0], metric not in _RATIOS)),
-        "shots": loaded.choice.shots,
+        "shots": shots if len(set(shots.values())) > 1 else next(iter(shots.values())),
+        "prefix": opened.tokenizer.convert_ids_to_tokens(opened.prefix),
         "all": {key: float(value) for key, value in numbers.items() if key not in ("sample_len", "sample_count")},
     }
 

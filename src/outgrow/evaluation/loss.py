@@ -128,7 +128,8 @@ def _scored(opened: Opened, documents: Iterable[Document], batch_size: int) -> I
         owners.clear()
 
     for document in documents:
-        tokens = opened.tokenizer(document.text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        encoded = opened.tokenizer(document.text, add_special_tokens=False, split_special_tokens=True, truncation=False, verbose=False)
+        tokens = encoded["input_ids"]
         if not tokens:
             continue
         done: list[float] = []

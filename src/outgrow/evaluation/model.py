@@ -15,7 +15,9 @@ import transformers
 from safetensors import SafetensorError
 
 from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE
+from outgrow.checkpoint.lineage import read_lineage
 from outgrow.config import hash_of
+from outgrow.data.tokenizer import open_encoder
 from outgrow.errors import OutgrowError
 from outgrow.files import file_hash, read_json
 
@@ -33,13 +35,16 @@ class Opened:
         model: of transformers, on `device`, not in training.
         tokenizer: of transformers.
         context: tokens that it sees at once, at most.
-        prefix: the token before a text: what begins a text, or else what ends one.
+        prefix: the token before a text: what was packed between documents where outgrow trained the model; of others what begins a text,
+            or else what ends one.
+        trained: by outgrow, on text alone: its tokenizer adds no special tokens, and reads none in a text.
     """
 
     model: Any
     tokenizer: Any
     context: int
     prefix: int
+    trained: bool
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +72,8 @@ def open_model(
         raise OutgrowError(f"there is no checkpoint in '{directory}': no '{CONFIG}'")
     place = _device(device)
     chosen = "float32" if dtype == "auto" and place.type == "cpu" else dtype
-    words = _tokenizer(directory, tokenizer)
+    trained, folder = is_trained(directory), Path(tokenizer) if tokenizer else directory
+    words = _tokenizer(folder, trained)
     transformers.utils.logging.disable_progress_bar()
     try:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -85,7 +91,13 @@ def open_model(
             f"the tokenizer has {len(words):,} entries and the model of '{directory}' {entries:,}; give the tokenizer it was trained with, "
             "--tokenizer DIR"
         )
-    return Opened(model.to(place).eval(), words, _context(model.config, context), _prefix(words, directory))
+    prefix = open_encoder(folder).end if trained else _prefix(words, directory)
+    return Opened(model.to(place).eval(), words, _context(model.config, context), prefix, trained)
+
+
+def is_trained(directory: Path) -> bool:
+    """Did outgrow train a checkpoint, or what it was grown from?"""
+    return read_lineage(directory).tokens > 0
 
 
 def weights_hash(directory: Path) -> str:
@@ -109,12 +121,13 @@ def tokenizer_hash(directory: Path, tokenizer: str | None) -> str:
     return hash_of({name: file_hash(folder / name) for name in _TOKENIZERS if (folder / name).is_file()})
 
 
-def _tokenizer(directory: Path, given: str | None) -> Any:
-    folder = Path(given) if given else directory
+def _tokenizer(folder: Path, trained: bool) -> Any:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise OutgrowError(f"'{folder}' has no tokenizer; give the directory of the one that the model was trained with, --tokenizer DIR")
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, split_special_tokens=trained
+        )
     except Exception as error:  # tokenizer libraries raise what they like
         raise OutgrowError(f"the tokenizer in '{folder}' cannot be opened ({_first(error)}); give another, --tokenizer DIR") from None
 

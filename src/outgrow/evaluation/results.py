@@ -13,7 +13,7 @@ from outgrow.config import hash_of
 from outgrow.errors import OutgrowError
 from outgrow.evaluation import harness
 from outgrow.evaluation.harness import Loaded
-from outgrow.evaluation.model import Opened, open_model, tokenizer_hash, weights_hash
+from outgrow.evaluation.model import Opened, is_trained, open_model, tokenizer_hash, weights_hash
 from outgrow.evaluation.suite import Suite, TaskChoice
 from outgrow.files import read_json, write_json
 
@@ -36,8 +36,8 @@ def evaluate(
 ) -> Results:
     """Task -> result of a checkpoint directory, averages among them under their own names.
 
-    A result that is there for the same weights, tokenizer, task, shots, limit, context, dtype and harness is read; another is worked
-    out, and kept in `evaluation/` beside the weights as soon as its task is done.
+    A result that is there for the same weights, trained by outgrow or not, tokenizer, task, shots, limit, context, dtype and harness is
+    read; another is worked out, and kept in `evaluation/` beside the weights as soon as its task is done.
 
     Args:
         directory: the checkpoint.
@@ -51,7 +51,8 @@ def evaluate(
         OutgrowError: a checkpoint that cannot be opened.
     """
     weights = weights_hash(directory)
-    common = {"weights": weights, "tokenizer": tokenizer_hash(directory, tokenizer), "limit": limit, "context": context, "dtype": dtype}
+    words = {"tokenizer": tokenizer_hash(directory, tokenizer), "trained": is_trained(directory)}
+    common = {"weights": weights, **words, "limit": limit, "context": context, "dtype": dtype}
     opened: Opened | None = None
     results: Results = {}
     for loaded in tasks:

@@ -26,13 +26,13 @@ def sample(
     Raises:
         OutgrowError: prompt and continuation are longer than the model takes at once.
     """
-    inputs = opened.tokenizer(prompt)["input_ids"] or [opened.prefix]
+    inputs = opened.tokenizer(prompt, add_special_tokens=not opened.trained)["input_ids"] or [opened.prefix]
     if len(inputs) + tokens > opened.context:
         raise OutgrowError(
             f"the prompt's {len(inputs):,} tokens and {tokens:,} more are over the {opened.context:,} that the model takes at once; "
             f"ask for {max(opened.context - len(inputs), 0):,} --tokens at most, or shorten the prompt"
         )
-    end = opened.tokenizer.eos_token_id
+    end = opened.prefix if opened.trained else opened.tokenizer.eos_token_id
     drawn = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0} if temperature else {"do_sample": False}
     settings = GenerationConfig(max_new_tokens=tokens, eos_token_id=end, pad_token_id=opened.prefix if end is None else end, **drawn)
     rows_BT = torch.tensor([inputs] * count, device=opened.device)

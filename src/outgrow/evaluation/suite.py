@@ -22,7 +22,7 @@ class TaskChoice(Settings):
 
     task: str = Field(min_length=1, description="its name there, or the YAML file of a task, beside the suite's file")
     metric: str | None = Field(None, description="acc, acc_norm, word_perplexity, ...; the task's first if not given")
-    shots: int = Field(0, ge=0, description="solved examples shown before each question")
+    shots: int | None = Field(None, ge=0, description="solved examples shown before each question; the task's own if not given")
 
     @property
     def name(self) -> str:
@@ -87,7 +87,7 @@ def read_suite(text: str) -> Suite:
     found: list[TaskChoice] = []
     averages: dict[str, tuple[str, ...]] = {}
     for name in names:  # a preset may stand among names
-        part = presets().get(name) or Suite(tasks=(known.get(name) or TaskChoice(task=name, metric=None, shots=0),))
+        part = presets().get(name) or Suite(tasks=(known.get(name) or TaskChoice(task=name, metric=None, shots=None),))
         found += [choice for choice in part.tasks if choice not in found]
         averages |= part.averages
     return parse(Suite, {"tasks": found, "averages": averages}, where=f"--tasks {text}")

@@ -25,10 +25,14 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 ModelConfig = Annotated[dict[str, Any], AfterValidator(checked)]
+_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole config.json of a model, defaults filled in; refuses keys that its config class does not know."""
+    """The whole config.json of a model; refuses keys that its config class does not know.
+
+    Defaults are filled in, but for the ids of tokens: those of a family are another tokenizer's, and a pad token is never trained.
+    """
     arch = arch_for(config)
     model_type = config["model_type"]
     kind = CONFIG_MAPPING[model_type]
@@ -39,9 +43,9 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     arch.layers(config)
     arch.sizes(config)
     try:
-        return AutoConfig.for_model(**config).to_dict()
-    except StrictDataclassError as error:
-        raise OutgrowError(f"transformers refuses the model: {' '.join(str(error).split())}") from None
+        return AutoConfig.for_model(**{**_TOKENS, **config}).to_dict()
+    except Exception as error:
+        raise _refusal(config, error) from None
 
 
 def empty(config: Mapping[str, Any], on_meta: bool = True) -> Any:
@@ -49,10 +53,17 @@ def empty(config: Mapping[str, Any], on_meta: bool = True) -> Any:
     try:
         with torch.device("meta" if on_meta else "cpu"), torch.random.fork_rng(devices=[]):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
-    except (AssertionError, StrictDataclassError) as error:
-        raise OutgrowError(f"transformers refuses the model: {' '.join(str(error).split()) or 'its sizes do not fit'}") from None
+    except Exception as error:
+        raise _refusal(config, error) from None
     model.config.architectures = [type(model).__name__]
     return model
+
+
+def _refusal(config: Mapping[str, Any], error: Exception) -> OutgrowError:
+    """What transformers says of a config; values that it does not check it stumbles over where it uses them, most of them texts."""
+    texts = [f"{key} '{value}'" for key, value in config.items() if isinstance(value, str) and key != "model_type"]
+    used = "" if isinstance(error, (AssertionError, StrictDataclassError)) or not texts else f", with {', '.join(texts)}"
+    return OutgrowError(f"transformers refuses the model: {' '.join(str(error).split()) or 'its sizes do not fit'}{used}")
 
 
 def initial(config: Mapping[str, Any], seed: int) -> Callable[[str], torch.Tensor]:
