@@ -17,7 +17,7 @@ import outgrow
 from outgrow.errors import OutgrowError
 from outgrow.lab.recipe import read_runs
 from outgrow.lab.runs import execute, in_order, place
-from outgrow.training.config import OptimizerConfig, ScheduleConfig
+from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig
 from outgrow.training.loop import train
 from outgrow.training.record import latest_checkpoint, read_rows
 
@@ -43,7 +43,7 @@ def losses(directory):
 
 def test_two_ranks_train_what_one_does_and_either_resumes_the_other(run, packed, tmp_path):  # noqa: F811
     run = run.model_copy(update={"precision": "fp32", "model": {**run.model, "tie_word_embeddings": True}, "micro_batch_tokens": 32})
-    train(run, tmp_path / "one", packed, None, Observer())
+    train(run.model_copy(update={"micro_batch_tokens": None}), tmp_path / "one", packed, None, Observer())
     done = on_ranks(2, run, tmp_path / "two", packed)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
@@ -89,6 +89,102 @@ def test_ranks_resume_bit_for_bit_and_grow_like_any_run(run, packed, tmp_path): 
     assert done.returncode == 0, done.stderr[-3000:]
     train(child, tmp_path / "same", packed, tmp_path / "grown", Observer())
     assert losses(tmp_path / "child") == pytest.approx(losses(tmp_path / "same"), abs=0.02)
+
+
+ON_RANKS = """
+import sys, time
+from pathlib import Path
+import torch
+from torch import distributed
+from outgrow.checkpoint.ranks import join_ranks, leads, rank
+from outgrow.data.packed import open_packed
+from outgrow.training import loop
+from outgrow.training.config import RunConfig
+from outgrow.training.distributed import wait
+
+class Observer:
+    def row(self, row): pass
+    def stop(self): return False
+
+torch.set_num_threads(1)
+join_ranks()
+config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
+def train():
+    loop.train(config, Path(sys.argv[2]), open_packed(Path(sys.argv[3])), None, Observer())
+"""
+
+
+def prints_on_ranks(code, config, directory, packed):  # noqa: F811
+    """What two processes print, in any order, that run some code on a run."""
+    script, settings = directory.with_suffix(".py"), directory.with_suffix(".json")
+    script.write_text(ON_RANKS + code)
+    settings.write_text(config.model_dump_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(settings), str(directory)]
+    done = subprocess.run(
+        [*command, str(packed.directory)], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return sorted(done.stdout.splitlines())
+
+
+def test_ranks_that_roll_back_open_one_checkpoint(run, packed, tmp_path):  # noqa: F811
+    """The first rank is slow to give the checkpoint of step 6 its name; the loss of step 8 rises."""
+    code = """
+import os
+from outgrow import files
+from outgrow.training import run as opening
+step, latest, flush, bad = loop._step, opening.latest_checkpoint, files.flush, [True]
+def slow(path):
+    time.sleep(0.2)
+    flush(path)
+def spiking(run, batches):
+    if run.clock.tokens == 7 * config.batch_tokens and bad:
+        bad.clear()
+        raise loop.SpikeError("made up")
+    return step(run, batches)
+def told(directory):
+    found = latest(directory)
+    if found:
+        sys.stdout.write(f"{int(found.name)}\\n")
+        sys.stdout.flush()
+        wait()
+        os._exit(0)
+    return found
+if leads():
+    files.flush = slow
+loop._step, opening.latest_checkpoint = spiking, told
+train()
+"""
+    guarded = run.model_copy(update={"save_every": 3 * BATCH, "spike": SpikeConfig(action="roll back")})
+    assert prints_on_ranks(code, guarded, tmp_path / "run", packed) == [str(6 * BATCH)] * 2
+
+
+def test_ranks_wait_for_one_that_works_alone(run, packed, tmp_path):  # noqa: F811
+    """Longer than gloo does by itself, for an evaluation or a corpus that takes an hour; also where a checkpoint is written."""
+    code = """
+from datetime import timedelta
+from outgrow.training.state import Writer
+groups = distributed.group.WORLD, Writer()._group
+print(all(group._get_backend(torch.device("cpu")).options._timeout > timedelta(days=1) for group in groups))
+"""
+    assert prints_on_ranks(code, run, tmp_path / "run", packed) == ["True"] * 2
+
+
+def test_gradients_are_shared_out_after_every_micro_batch(run, packed, tmp_path):  # noqa: F811
+    """A whole gradient on every rank, kept until the last micro-batch, would not fit where a model is sharded because it does not."""
+    code = """
+from outgrow.training.run import Run
+loss, seen = Run.loss, []
+def watched(run, rows):
+    if run.model.training and torch.is_grad_enabled():
+        seen.append(sum(value.grad is not None for value in run.parameters.values()))
+    return loss(run, rows)
+Run.loss = watched
+train()
+print(*sorted(set(seen)))
+"""
+    short = run.model_copy(update={"tokens": 2 * BATCH, "micro_batch_tokens": 32, "schedule": ScheduleConfig()})
+    assert prints_on_ranks(code, short, tmp_path / "run", packed) == [f"0 {2 * 9 + 3}"] * 2
 
 
 def outgrow_on_ranks(count, *arguments):

@@ -288,6 +288,41 @@ def test_a_half_trained_run_is_not_left_for_one_of_its_name(recipe, tmp_path):
     assert differences({"a": {"b": 1}}, {"a": {"b": 1, "c": [2]}}) == ["a.c: None -> [2]"]
 
 
+def test_a_run_that_was_left_goes_on_with_other_memory_settings(recipe, tmp_path):
+    """On fewer or more GPUs, say: they change rounding alone."""
+    one, again = (
+        read_runs(recipe, ["precision=fp32", *changes])[0] for changes in ([], ["micro_batch_tokens=16", "recompute=true", "keep_last=2"])
+    )
+    execute(one, tmp_path / "whole", Observer())
+    with pytest.raises(Interrupted):
+        execute(one, tmp_path / "parts", Observer(stop_after=2))
+    refuse_early([again], tmp_path / "parts")
+    execute(again, tmp_path / "parts", Observer())
+    whole, parts = ([row["loss"] for row in read_rows(place(one, tmp_path / name)) if "loss" in row] for name in ("whole", "parts"))
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_warm_up_that_outlasts_the_run_is_refused(run, packed, tmp_path):  # noqa: F811
+    """But not in a base of one step, as a study has that grows at once."""
+    short = run.model_copy(update={"tokens": 2 * BATCH, "schedule": ScheduleConfig(warmup_tokens=3 * BATCH)})
+    with pytest.raises(OutgrowError, match=r"warmup_tokens \(192\) .* 128 tokens of the schedule, which never reaches its peak"):
+        train(short, tmp_path / "run", packed, None, Observer())
+    train(short.model_copy(update={"tokens": BATCH}), tmp_path / "one", packed, None, Observer())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model.hidden_act=foo", "'foo', with hidden_act 'foo'"),
+        ("model.rope_parameters={rope_type: yarn}", "Missing required keys in `rope_parameters`"),
+        ("model.rope_theta=1e4", "with rope_theta '1e4'"),
+        ("model.dtype=foo", "with dtype 'foo'"),
+    ],
+)
+def test_values_that_transformers_stumbles_over_are_told(recipe, cli, change, words):  # noqa: F811
+    refused(cli("train", recipe, "--dry-run", "--set", change), "transformers refuses the model: ", words)
+
+
 # --- spikes, checkpoints, optimizers -----------------------------------------------------------------------------------
 
 

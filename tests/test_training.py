@@ -182,6 +182,19 @@ def test_a_full_disk_during_a_checkpoint_loses_no_earlier_one(run, packed, tmp_p
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
+def test_what_killed_processes_left_of_checkpoints_goes_when_the_run_is_opened(run, packed, tmp_path):
+    """At any clock, since an interrupted run is saved where none is due; a living process's own stays."""
+    with pytest.raises(Interrupted):
+        train(run, tmp_path / "run", packed, None, Observer(stop_after=2))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / "run" / "checkpoints" / f".{7 * BATCH:015d}.partial-{pid}" for pid in (dead.pid, os.getppid())]
+    for place in left:
+        place.mkdir()
+    train(run, tmp_path / "run", packed, None, Observer())
+    assert [place.exists() for place in left] == [False, True]
+
+
 def test_too_little_data_is_said_with_both_numbers(run, packed, tmp_path):
     long = run.model_copy(update={"tokens": 10**6 * BATCH})
     with pytest.raises(OutgrowError, match=r"reads 64,000,000 tokens, and the corpus has [\d,]+; .* data.epochs: \d+"):
@@ -237,6 +250,7 @@ GOOD = {"model": ODD, "tokens": 512, "batch_tokens": 512, "optimizer": {"learnin
         ({"tokens": 0}, "'tokens' should be greater than or equal to 1, not 0"),
         ({"tokens": "many"}, "'tokens' should be"),
         ({"tokens": 513}, "not multiples of batch_tokens"),
+        ({"keep": [512, 1024]}, r"the clocks \[1024\], which lie beyond the run's end \(512\); remove them, or raise tokens"),
         ({"batch_tokens": 500}, "not a multiple of data.context"),
         ({"micro_batch_tokens": 384}, "must be a multiple of data.context"),
         ({"model": None}, "exactly one of 'model'"),
@@ -267,7 +281,8 @@ def test_all_mistakes_are_told_at_once():
 
 def test_identity_is_of_what_changes_the_result():
     run = RunConfig(**GOOD)
-    for edit in ({"name": "other"}, {"validate_every": 3}, {"save_every": 3}, {"keep": (512,)}):
+    memory = ({"micro_batch_tokens": 256}, {"compile": True}, {"recompute": True})
+    for edit in ({"name": "other"}, {"validate_every": 3}, {"save_every": 3}, {"keep": (512,)}, *memory):
         assert run.model_copy(update=edit).identity() == run.identity()
     for edit in ({"seed": 1}, {"tokens": 1024}, {"precision": "fp32"}, {"model": {**ODD, "num_hidden_layers": 2}}):
         assert run.model_copy(update=edit).identity() != run.identity()

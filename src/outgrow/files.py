@@ -19,11 +19,11 @@ from outgrow.errors import OutgrowError
 def new_directory(target: Path, replace: bool = False) -> Generator[Path, None, None]:
     """Yields a temporary sibling of `target` that becomes `target` when the block ends well, and vanishes when not.
 
-    A process that is killed leaves a hidden `.NAME.partial-…` folder, never half a `target`; the next call removes it. With
+    A process that is killed leaves a hidden `.NAME.partial-…` folder, never half a `target`; the next call, or `mend`, removes it. With
     `replace` a directory that stands there is moved aside last of all, and then removed; killed in between, the next call puts it back.
     """
     target = without_links(target)
-    _mend(target)
+    mend(target.parent, glob.escape(target.name))
     if target.exists() and not replace:
         raise OutgrowError(f"'{target}' exists already; remove it or choose another place")
     made = [parent for parent in target.parents if not parent.exists()]
@@ -109,16 +109,20 @@ def refuse_special(path: Path) -> None:
         raise OutgrowError(f"'{path}' is not a regular file")
 
 
-def _mend(target: Path) -> None:
-    """Removes what killed processes left of `target`, and puts back what one of them had moved aside; living ones keep their own."""
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*-*") if target.parent.is_dir() else ():
-        kind, _, pid = leftover.name.removeprefix(f".{target.name}.").partition("-")
-        if not pid.isdigit() or kind not in ("partial", "replaced") or (pid != str(os.getpid()) and _alive(pid)):
-            continue
-        if kind == "replaced" and not target.exists():
-            leftover.rename(target)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
+def mend(folder: Path, names: str = "*") -> None:
+    """Removes what killed processes left in a folder, and puts back what one of them had moved aside; living ones keep their own.
+
+    Nothing in it may be in the making in this process, whose number a killed one may have had.
+    """
+    for kind in ("partial", "replaced"):
+        for leftover in folder.glob(f".{names}.{kind}-*"):
+            name, _, pid = leftover.name[1:].rpartition(f".{kind}-")
+            if not pid.isdigit() or (pid != str(os.getpid()) and _alive(pid)):
+                continue
+            if kind == "replaced" and not (folder / name).exists():
+                leftover.rename(folder / name)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _alive(pid: str) -> bool:

@@ -6,8 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+# How long ranks wait where one works alone: evaluates, hashes a corpus, learns maps, finishes a checkpoint.
+PATIENCE = timedelta(days=7)
 
 
 def started() -> int:
@@ -43,6 +47,8 @@ def join_ranks() -> None:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not distributed.is_initialized():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            # Ranks wait for one another by gloo alone; NCCL keeps its own timeout, so that a lost GPU is noticed in minutes.
+            distributed.group.WORLD._get_backend(torch.device("cpu"))._set_default_timeout(PATIENCE)  # type: ignore[union-attr]
 
 
 def _group() -> Any:

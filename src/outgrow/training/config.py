@@ -25,7 +25,7 @@ class OptimizerConfig(Settings):
     kind: Literal["adamw", "muon"] = later("adamw", "muon: Muon on the matrices of blocks, AdamW on the rest")
     momentum: float = later(0.95, "Muon's", ge=0, lt=1)
     tuned_at: dict[str, PositiveInt] | None = later(
-        None, "sizes of spaces, such as hidden and ffn, at which learning_rate was tuned: matrices take it times tuned / own fan-in (muP)"
+        None, "sizes of spaces, such as hidden and ffn, at which learning_rate was tuned: matrices take the share of it that muP says"
     )
 
 
@@ -114,7 +114,11 @@ class EvaluateConfig(Settings):
 
 
 class RunConfig(Settings):
-    """One training run. Its identity is the hash of all of this but the name and how often it reports, evaluates and saves."""
+    """One training run.
+
+    Its identity is the hash of all of this but the name, how often it reports, evaluates and saves, and how it spends memory:
+    micro_batch_tokens, compile and recompute change rounding alone, as the number of ranks does, so that a run may go on with others.
+    """
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="a label; not part of the identity")
     model: ModelConfig | None = Field(None, description="keys of a Hugging Face config.json, 'model_type' among them")
@@ -148,6 +152,8 @@ class RunConfig(Settings):
         micro = self.micro_batch_tokens
         if micro and (micro % context or self.batch_tokens % micro):
             raise ValueError(f"micro_batch_tokens ({micro}) must be a multiple of data.context ({context}) that divides batch_tokens")
+        if late := [clock for clock in self.keep if clock > self.tokens]:
+            raise ValueError(f"keep names the clocks {late}, which lie beyond the run's end ({self.tokens}); remove them, or raise tokens")
         evaluated = self.evaluate.at if self.evaluate else ()
         off = [clock for clock in (*self.keep, *evaluated, self.tokens) if clock % self.batch_tokens]
         if off:
@@ -156,8 +162,9 @@ class RunConfig(Settings):
 
     def identifying(self) -> dict[str, Any]:
         parts = super().identifying()
-        for label in ("name", "validate_every", "save_every", "keep", "keep_last", "evaluate"):
-            del parts[label]
+        for label in ("name", "validate_every", "save_every", "keep", "keep_last", "evaluate", "compile", "recompute"):
+            parts.pop(label, None)
+        parts["micro_batch_tokens"] = None  # runs were made before it was left out
         if self.start and self.start.run:
             parts["start"]["run"] = self.start.run.identity()
         return parts

@@ -125,9 +125,7 @@ def _step(run: Run, batches: Batches) -> dict[str, float]:
     rows = torch.from_numpy(batches.at(clock.tokens + clock.skipped, sequences, own_rows(sequences)))
     parts = rows.split((config.micro_batch_tokens or config.batch_tokens) // config.data.context // world())
     total = 0.0
-    for number, part in enumerate(parts, 1):
-        if world() > 1:
-            run.model.set_requires_gradient_sync(number == len(parts))
+    for part in parts:
         loss = run.loss(part) * (len(part) / len(rows))
         loss.backward()
         total += loss.item()

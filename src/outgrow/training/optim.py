@@ -35,7 +35,7 @@ class Optimizer:
                 continue
             matrix = tensor.layer is not None and tensor.spec.decays and len(tensor.spec.axes) == 2
             kind = self.kinds[tensor.name] = "muon" if settings.kind == "muon" and matrix else "adamw"
-            share = _share(tensor.spec, sizes, tuned_at)
+            share = _share(kind, tensor.spec, sizes, tuned_at)
             groups.setdefault((kind, tensor.spec.decays, share), []).append(self.parameters[tensor.name])
         self.torch: dict[str, torch.optim.Optimizer] = {}
         for kind in sorted(set(self.kinds.values())):
@@ -87,12 +87,21 @@ def _made(kind: str, groups: list[dict[str, Any]], settings: OptimizerConfig) ->
     return torch.optim.Muon(groups, lr=rate, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw")
 
 
-def _share(spec: Spec, sizes: Mapping[str, int], tuned_at: Mapping[str, int]) -> float:
-    """The share of the learning rate that a parameter takes: tuned fan-in over own fan-in for a matrix that reads a space that differs.
+def _share(kind: str, spec: Spec, sizes: Mapping[str, int], tuned_at: Mapping[str, int]) -> float:
+    """The share of the learning rate with which a step changes a matrix's outputs as much as at the sizes the rate was tuned at (muP)."""
+    return _change(kind, spec, {**sizes, **tuned_at}) / _change(kind, spec, sizes) if spec.decays else 1.0
 
-    muP's rule for Adam (arXiv 2203.03466, table 3): hidden and output matrices by fan-in, embeddings and vectors unchanged.
+
+def _change(kind: str, spec: Spec, sizes: Mapping[str, int]) -> float:
+    """By how much a step at learning rate 1 changes the outputs of a matrix, up to a constant; embeddings read one entry.
+
+    Adam's entries are of one size and add up over the fan-in (arXiv 2203.03466, table 3). An update of spectral norm s changes outputs by
+    s sqrt(in / out) (arXiv 2310.17813), and Muon's, with entries as large as Adam's, has s = sqrt(max(in, out)) (arXiv 2502.16982): the
+    square root of the width, where all sizes grow alike.
     """
-    reads = [space for axis in spec.axes if axis.role == "read" for block in axis.blocks for space in block if space != "vocab"]
-    if not spec.decays:
-        return 1.0
-    return math.prod(tuned_at.get(space, size_of(space, sizes)) / size_of(space, sizes) for space in reads)
+    fans = {
+        axis.role: sum(math.prod(size_of(space, sizes) for space in block if space != "vocab") for block in axis.blocks)
+        for axis in spec.axes
+    }
+    fan_in, fan_out = fans["read"], fans["write"]
+    return fan_in if kind == "adamw" else math.sqrt(fan_in * max(fan_in, fan_out) / fan_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from outgrow.arch import Config, arch_for
 from outgrow.checkpoint.ranks import world
@@ -32,10 +33,11 @@ def problems(config: RunConfig, model: Config, first: int, packed: Packed | None
         ranks: that share a batch.
     """
     yield from _of_the_clock(config, first)
+    yield from _of_the_parent(config)
     yield from _of_the_model(config, model)
     micro = (config.micro_batch_tokens or config.batch_tokens) // config.data.context
     if micro % ranks:
-        yield f"{ranks} ranks do not divide the {micro} sequences of a forward pass; change batch_tokens, micro_batch_tokens or the ranks"
+        yield f"{ranks} ranks do not divide the {micro} sequences of a forward pass; change micro_batch_tokens, batch_tokens or the ranks"
     if packed:
         yield from _of_the_text(config, model, packed)
 
@@ -56,11 +58,28 @@ def _of_the_clock(config: RunConfig, first: int) -> Iterator[str]:
     begin, end = first if schedule.begin is None else schedule.begin, schedule.end or config.tokens
     if begin > first:
         yield f"schedule.begin ({begin:,}) lies behind the run's first token ({first:,}); it says where the schedule began, so lower it"
-    if schedule.decay_tokens and schedule.warmup_tokens + schedule.decay_tokens > end - begin:
+    is_stub = end - begin == config.batch_tokens  # the base of a study's arm that grows before it has learned anything
+    if (schedule.decay_tokens or not is_stub) and schedule.warmup_tokens + schedule.decay_tokens > end - begin:
         yield (
             f"schedule.warmup_tokens ({schedule.warmup_tokens:,}) and schedule.decay_tokens ({schedule.decay_tokens:,}) are more than the "
-            f"{end - begin:,} tokens of the schedule; lower them"
+            f"{end - begin:,} tokens of the schedule, which never reaches its peak; lower them"
         )
+
+
+def _of_the_parent(config: RunConfig) -> Iterator[str]:
+    """A run that goes on at another's clock leaves out what that has read where both read in one order, and nowhere else."""
+    parent = config.start.run if config.start else None
+    if parent and (changed := [name for name, value in _order(parent).items() if _order(config)[name] != value]):
+        yield (
+            f"it has another {' and another '.join(changed)} than '{parent.name}' and so would read again some of what that has read; "
+            "give it the same, or let start.checkpoint be that run's checkpoint, with which any is allowed"
+        )
+
+
+def _order(config: RunConfig) -> dict[str, Any]:
+    """What the order in which a run reads depends on."""
+    data = {f"data.{name}": value for name, value in config.data if name not in ("epochs", "validation_tokens")}
+    return {"seed": config.seed, **data}
 
 
 def _of_the_model(config: RunConfig, model: Config) -> Iterator[str]:

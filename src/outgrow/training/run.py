@@ -15,6 +15,7 @@ from outgrow.arch import arch_for, flops_per_token
 from outgrow.checkpoint.ranks import leads, world
 from outgrow.data.packed import Packed
 from outgrow.errors import OutgrowError
+from outgrow.files import mend
 from outgrow.growth.fresh import masked
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import empty, loaded, resolved
@@ -25,7 +26,7 @@ from outgrow.training.config import RunConfig
 from outgrow.training.distributed import device, fill, product_dtype, shard, wait
 from outgrow.training.optim import Optimizer
 from outgrow.training.origin import Origin, from_directory, from_seed
-from outgrow.training.record import METRICS, forget_rows_after, latest_checkpoint, read_rows
+from outgrow.training.record import CHECKPOINTS, METRICS, forget_rows_after, latest_checkpoint, read_rows
 from outgrow.training.refusals import refuse
 from outgrow.training.rewarm import Rewarm, rewarm_of
 from outgrow.training.state import Clock, Writer, read_clock, restore_behind_masks, restore_optimizer
@@ -112,6 +113,7 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
     elif config.start and config.start.optimizer != "reset":
         clock = replace(clock, steps=start.restore(optimizer))
     if leads():
+        mend(directory / CHECKPOINTS)
         forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
     wait()
     flops = flops_per_token(arch, model_config, config.data.context)

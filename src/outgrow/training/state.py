@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from torch import Tensor, distributed
 from outgrow.checkpoint.huggingface import SINGLE
 from outgrow.checkpoint.lineage import LINEAGE, Lineage
 from outgrow.checkpoint.optimizer_state import CLOCK, moment_file, stored_moments
-from outgrow.checkpoint.ranks import leads, telling, told, world
+from outgrow.checkpoint.ranks import PATIENCE, leads, telling, told, world
 from outgrow.checkpoint.safetensors_file import stored_in
+from outgrow.data.tokenizer import open_encoder
 from outgrow.errors import OutgrowError
 from outgrow.files import new_directory, read_json, write_json
-from outgrow.training.distributed import Part, fill, from_files, like_parameter, snapshot, write_tensors
+from outgrow.training.distributed import Part, fill, from_files, like_parameter, snapshot, wait, write_tensors
 from outgrow.training.optim import MOMENTS, Optimizer
 
 BEHIND_MASKS = "behind_masks.safetensors"  # what is trained where the weights are still masked
@@ -90,7 +92,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
-        self._group = distributed.new_group(backend="gloo") if world() > 1 else None
+        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE) if world() > 1 else None
         self._last: Future[None] | None = None
 
     def write(self, directory: Path, state: State, tokenizer: list[Path]) -> None:
@@ -99,24 +101,34 @@ class Writer:
         self._last = self._pool.submit(_write, directory, state, tokenizer, self._group)
 
     def finish(self) -> None:
-        """Waits for the last checkpoint, and says what went wrong with it."""
+        """Waits until the last checkpoint is there for every rank, and says what went wrong with it."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
 
 
 def _write(directory: Path, state: State, tokenizer: list[Path], group: Any) -> None:
-    if not leads():
-        place = told(group)
-        return _write_tensors(place, state, group) if place else None
-    with telling(group) as tell, new_directory(directory) as temporary:
-        tell(temporary)
-        state.config.save_pretrained(temporary)
-        _write_tensors(temporary, state, group)
-        for path in tokenizer:
-            shutil.copy(path, temporary)
-        write_json(temporary / CLOCK, asdict(state.clock))
-        write_json(temporary / LINEAGE, state.lineage.as_json())
+    if leads():
+        with telling(group) as tell, new_directory(directory) as temporary:
+            tell(temporary)
+            _write_tensors(temporary, state, group)
+            for path in tokenizer:
+                shutil.copy(path, temporary)
+            _with_ends(state.config, open_encoder(temporary).end).save_pretrained(temporary)
+            write_json(temporary / CLOCK, asdict(state.clock))
+            write_json(temporary / LINEAGE, state.lineage.as_json())
+    elif place := told(group):
+        _write_tensors(place, state, group)
+    wait(group)  # until it has its name: ranks that looked for the newest checkpoint before that would load different ones
+
+
+def _with_ends(config: Any, end: int) -> Any:
+    """The config of a model with the token that stands before and behind a text, where it does not say one."""
+    whole = copy(config)
+    for name in ("bos_token_id", "eos_token_id"):
+        if getattr(whole, name, None) is None:
+            setattr(whole, name, end)
+    return whole
 
 
 def _write_tensors(directory: Path, state: State, group: Any) -> None:
