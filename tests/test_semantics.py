@@ -411,7 +411,7 @@ def test_a_table_says_the_speed_ups_of_the_studies():
                 continue
             ends = [found[records[one.branches[max(one.branches)].identity()].name] for one in finding.trials]
             # Records of other studies add budgets between those of this one.
-            assert [end["speed_up"] for end in ends] == pytest.approx(finding.speed_ups["annealed"].values, abs=0.05)
+            assert [end["speed_up"] for end in ends] == pytest.approx(finding.speed_ups["annealed"].values, abs=0.02)
             assert all(end["tuned"] == "true" for end in ends)
 
 

@@ -130,8 +130,8 @@ class Arm:
         return self.annealed and len({one.run.tokens for runs in self.seeds.values() for one in runs}) == 1
 
     def curve(self, seed: int, tokens: float = math.inf) -> Curve:
-        """(FLOPs, held-out loss) of runs of so many tokens at most: the ends of annealed ones; of others every validation at full rate."""
-        runs = [one for one in self.seeds.get(seed, []) if one.run.tokens <= tokens]
+        """(FLOPs, held-out loss) of runs of about so many tokens at most: annealed ones' ends; others' validations at full rate."""
+        runs = [one for one in self.seeds.get(seed, []) if one.run.tokens <= 1.005 * tokens]  # whole steps of another batch
         if self.annealed:
             return sorted((one.flops, one.loss) for one in runs)
         return sorted({(flops, loss) for one in runs for _, flops, loss in one.at_full_rate})
@@ -202,8 +202,8 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
     `params` counts all parameters; `flops` and `tokens` include the ancestors'. `tuned`: no other learning rate was better for its way of
     training and its length. `speed_up` is against the best scratch runs of the same model, text, batch, seed and optimizer that end like
-    this one, at the lowest loss that they reach and this run, or a shorter one of its trunk, does. `trunk` is shared by runs that are
-    pieces of one trajectory.
+    this one and are no longer, at the lowest loss that they and the arm of this run reach. `trunk` is shared by runs that are pieces of
+    one trajectory.
     """
     found = read_ended(path)
     ways = _ways(found)
@@ -241,10 +241,12 @@ def pilots(path: Path) -> list[Pilot]:
         scratch = _scratch_of(one, ways, arm.annealed)
         if not (one.grown and one.grown.start and scratch):
             continue
-        met = [equal_loss(scratch.curve(seed), arm.curve(seed)) for seed in arm.seeds if seed in scratch.seeds]
+        tokens = one.run.tokens
+        curves = [(scratch.curve(seed, tokens), arm.curve(seed)) for seed in arm.seeds if seed in scratch.seeds]
+        met = [equal_loss(*pair) for pair in curves if all(pair)]
         speed_ups = tuple(pair.speed_up for pair in met if pair)
         if speed_ups and len(speed_ups) == len(met):  # the mean of those seeds alone that met scratch would flatter
-            params, tokens = one.counts.total, one.run.tokens
+            params = one.counts.total
             hops = sum(1 for run in lineage(one.run) if run.start and run.start.operator)
             found.append(
                 Pilot(
@@ -314,7 +316,7 @@ def _row(one: Ended, ways: Ways) -> dict[str, Any]:
     }  # fmt: skip
     if one.grown and one.grown.start and one.grown.start.run:
         scratch = _scratch_of(one, ways, one.annealed)
-        curves = (scratch.curve(run.seed), arm.curve(run.seed, run.tokens)) if scratch and arm else ((), ())
+        curves = (scratch.curve(run.seed, run.tokens), arm.curve(run.seed, run.tokens)) if scratch and arm else ((), ())
         met = equal_loss(*curves) if all(curves) else None
         row["growth_factor"], row["growth_tokens"] = one.growth_factor, one.growth_tokens
         row["growth_share"] = one.growth_tokens / run.tokens
