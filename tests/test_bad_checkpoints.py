@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.checkpoint.safetensors_file import read_header
 from outgrow.checkpoint.verify import verify
+from outgrow.errors import OutgrowError
 from outgrow.growth.as_json import array_to_json
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.tiny import TINY, write_tiny
@@ -220,6 +222,32 @@ def test_a_dry_run_refuses_what_the_run_would(run, source, tmp_path):  # noqa: F
     assert run("grow", source, tmp_path / "target", "--dry-run")[0] == 0
 
 
+def test_overwriting_replaces_checkpoints_and_no_projects(run, source, tmp_path, monkeypatch):  # noqa: F811
+    project, clone = tmp_path / "project", tmp_path / "clone"
+    for directory in (project, clone):
+        (directory / ".git").mkdir(parents=True)
+        (directory / "config.json").write_text("{}")
+    shutil.copy(source / "model.safetensors", clone)
+    refused(run("grow", source, project, "--overwrite"), "is not a checkpoint directory, so it is not overwritten")
+    refused(run("grow", source, clone, "--overwrite"), "is a git repository, whose history would be lost")
+    refused(run("grow", source, clone, "--overwrite", "--dry-run"), "is a git repository")
+    monkeypatch.chdir(shutil.copytree(source, tmp_path / "here"))
+    refused(run("grow", source, "", "--overwrite"), "TARGET is empty")
+    refused(run("grow", "", tmp_path / "target"), "the source is an empty text; give a directory, a file or a hub id")
+    assert (tmp_path / "here" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    outgrow.grow(source, tmp_path / "dcp", form="dcp")
+    (tmp_path / "dcp" / "outgrow.json").unlink()
+    outgrow.grow(source, tmp_path / "dcp", overwrite=True)
+    assert (tmp_path / "dcp" / "model.safetensors").exists()
+
+
+def test_a_file_grows_beside_itself(source, run, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(source)
+    assert run("grow", "model.safetensors", "./grown", "--factor", "2")[0] == 0
+    assert verify(source / "grown", source / "model.safetensors")
+    refused(run("grow", "model.safetensors", source, "--overwrite"), "holds the source")
+
+
 def test_parents_that_were_made_go_with_what_failed(source, tmp_path, monkeypatch):
     monkeypatch.setattr("outgrow.checkpoint.grow.write_shards", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(outgrow.OutgrowError, match=r"new/a/target' could not be written \(No space left on device\), and nothing is left"):
@@ -290,6 +318,70 @@ def test_what_holds_of_the_source_alone_stays_behind(source, tmp_path):
     found = {str(path.relative_to(tmp_path / "target")) for path in (tmp_path / "target").rglob("*") if path.is_file()}
     assert go <= found
     assert not stay & found
+
+
+def test_what_lies_beside_a_file_and_is_not_its_own_stays_behind(source, tmp_path):
+    go = {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "LICENSE",
+    }
+    for name in go | {"service-account.json", "passwords.txt", "train.py", "other.model"}:
+        (source / name).write_text("{}")
+    outgrow.grow(source / "model.safetensors", tmp_path / "target")
+    made = {"config.json", "generation_config.json", "model.safetensors", "outgrow.json", "README.md"}
+    assert {path.name for path in (tmp_path / "target").iterdir()} == go | made
+
+
+def test_links_that_lead_out_of_the_source_are_not_followed_but_into_the_hubs_blobs(source, tmp_path):
+    cached = tmp_path / "models--someone--base" / "snapshots" / "0123abc"
+    cached.parent.mkdir(parents=True)
+    source.rename(cached)
+    blobs = tmp_path / "models--someone--base" / "blobs"
+    blobs.mkdir()
+    for place in (blobs / "abc", tmp_path / "secret.json", cached / "inner.json"):
+        place.write_text("{}")
+    (cached / "tokenizer.json").symlink_to("../../blobs/abc")
+    (cached / "merges.txt").symlink_to("inner.json")
+    outgrow.grow(cached, tmp_path / "target")
+    assert {"tokenizer.json", "merges.txt", "inner.json"} <= {path.name for path in (tmp_path / "target").iterdir()}
+    (cached / "vocab.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(OutgrowError, match="'.*vocab.json' is a link out of its checkpoint, and is not followed"):
+        outgrow.grow(cached, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("front", ["date: 2024-02-30", "a: " + "[" * 5000, "license: " + "[" * 300 + "]" * 300, "a: [", "license: {a: b}"])
+def test_no_card_of_a_source_stops_a_growth(source, tmp_path, front):
+    (source / CARD).write_text(f"---\n{front}\n---\n# Base\n")
+    outgrow.grow(source, tmp_path / "target")
+    assert "license" not in (tmp_path / "target" / CARD).read_text()
+
+
+def test_what_transformers_cannot_import_is_not_measured(source, tmp_path, monkeypatch):
+    def fail(directory):
+        raise ImportError("Using `bitsandbytes` requires it")
+
+    monkeypatch.setattr("outgrow.models.measure.exact_model", fail)
+    outgrow.grow(source, tmp_path / "target", measure=measured)
+    assert "requires it" in read_lineage(tmp_path / "target").measured["not measured"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [({"seed": -1}, "seed: "), ({"ends": (float("inf"),) * 16}, r"ends\.0: "), ({"knobs": {"share": np.float32(1)}}, "float32")],
+)
+def test_a_plan_that_could_not_be_read_again_is_not_carried_out(source, tmp_path, monkeypatch, edit, message):
+    plan = replace(outgrow.plan(open_checkpoint(source).config, "stack"), **edit)
+    monkeypatch.setattr("outgrow.checkpoint.grow.new_directory", None)  # refused before that
+    with pytest.raises(
+        outgrow.OutgrowError, match=f"'stack' cannot be carried out, since its receipt could not be read again: .*{message}"
+    ):
+        outgrow.grow(source, tmp_path / "target", plan)
 
 
 def test_the_card_and_the_receipt_name_a_source_of_the_hub(source, tmp_path):

@@ -169,6 +169,20 @@ def test_a_prefix_before_every_name_is_found(saved):
     assert names.tensors(held, checkpoint.arch, checkpoint.config).keys() == checkpoint.tensors.keys()
 
 
+def test_a_tied_head_that_is_another_is_not_lost_from_a_distributed_checkpoint_either(tmp_path):
+    config = {**TINY["llama"], "tie_word_embeddings": True}
+    write_tiny(tmp_path / "source", config, dtype=torch.float32)
+    state = load_file(tmp_path / "source" / "model.safetensors")
+    for name, head in (("same", state["model.embed_tokens.weight"].clone()), ("other", torch.randn(53, 24))):
+        dcp.save({**state, "lm_head.weight": head}, checkpoint_id=tmp_path / name)
+        shutil.copy(tmp_path / "source" / "config.json", tmp_path / name)
+    outgrow.grow(tmp_path / "same", tmp_path / "grown", form="dcp", trust_pickle=True)
+    for form in ("dcp", "huggingface"):
+        with pytest.raises(OutgrowError, match=r"'lm_head.weight' of '.*other' is not 'model.embed_tokens.weight'"):
+            outgrow.grow(tmp_path / "other", tmp_path / "x", form=form, trust_pickle=True)
+    assert not (tmp_path / "x").exists()
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import runpy
@@ -10,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -22,10 +25,12 @@ import outgrow
 from outgrow.arch import LLAMA
 from outgrow.checkpoint import writing
 from outgrow.checkpoint.hub import local
-from outgrow.checkpoint.huggingface import open_checkpoint
-from outgrow.checkpoint.safetensors_file import write_header
+from outgrow.checkpoint.huggingface import Checkpoint, open_checkpoint
+from outgrow.checkpoint.layout import reader
+from outgrow.checkpoint.safetensors_file import Stored, write_header
 from outgrow.checkpoint.verify import verify
 from outgrow.errors import OutgrowError
+from outgrow.growth.apply import Grown
 from outgrow.lab.tiny import TINY, write_tiny
 
 from .test_extensions import refused, run  # noqa: F401
@@ -231,6 +236,38 @@ def test_what_one_thread_refuses_ends_all(source, tmp_path):
     assert not (tmp_path / "target").exists()
 
 
+@pytest.mark.parametrize(("dtype", "wide"), [("bfloat16", 3.4e38), ("float32", 1e39)])
+def test_numbers_that_become_infinite_are_refused_in_any_type(source, tmp_path, dtype, wide):
+    state = {name: value.double() for name, value in load_file(source / "model.safetensors").items()}
+    state["model.layers.3.mlp.up_proj.weight"][0, :2] = torch.tensor([torch.inf, torch.nan])  # which stay what they are
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    outgrow.grow(source, tmp_path / "fits", dtype=dtype)
+    state["model.layers.3.mlp.up_proj.weight"][5, 7] = -wide
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OutgrowError, match=rf"3.mlp.up_proj.weight' holds numbers that {dtype} cannot; store it as float64 with --dtype"):
+        outgrow.grow(source, tmp_path / "target", dtype=dtype)
+    assert not (tmp_path / "target").exists()
+
+
+def test_what_is_copied_has_the_shape_of_what_it_becomes(source, tmp_path, monkeypatch):
+    """The plan is held against it first, and what is written once more."""
+    plan = outgrow.plan(open_checkpoint(source).config).as_json()
+    plan["keys"] = {"mlp.gate_proj.weight": "self_attn.k_proj.weight"}
+    with pytest.raises(OutgrowError, match=r"makes 'mlp.gate_proj.weight' \[37, 24\] of 'self_attn.k_proj.weight' \[20, 24\]"):
+        outgrow.GrowthPlan.from_json(plan)
+    monkeypatch.setattr(outgrow.GrowthPlan, "_check_sources", lambda self: None)
+    with pytest.raises(OutgrowError, match=r"gate_proj.weight' is \[37, 24\], and 'model.layers.0.self_attn.k_proj.weight', of which"):
+        outgrow.grow(source, tmp_path / "target", outgrow.GrowthPlan.from_json(plan))
+
+
+def test_verify_holds_every_byte_against_something(source, tmp_path, monkeypatch):
+    outgrow.grow(source, tmp_path / "target")
+    blocks = Stored.blocks
+    monkeypatch.setattr(Stored, "blocks", lambda self: (block[:-2] for block in blocks(self)))
+    with pytest.raises(OutgrowError, match=r"of the target has [\d,]+ bytes, and the plan makes [\d,]+ of them"):
+        verify(tmp_path / "target", source)
+
+
 def huge(directory, hidden=1024, ffn=4096, layers=4, vocab=32000):
     """A checkpoint of a few hundred MB that occupies no disk: a header and a hole."""
     config = {**TINY["llama"], "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 16,
@@ -346,6 +383,128 @@ def test_a_computed_tensor_that_fails_stops_the_copies(source, tmp_path, monkeyp
     with pytest.raises(MemoryError):
         outgrow.grow(source, tmp_path / "target", "direct-width(ffn=50)")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+# --- what is stopped -------------------------------------------------------------------------------------------------------
+
+
+def test_what_fails_does_not_wait_for_the_hash_of_its_source(source, tmp_path, monkeypatch):
+    told = []
+
+    def hashes(self, stopped):
+        told.append(stopped.wait(30))
+        return {}
+
+    monkeypatch.setattr(Checkpoint, "hashes", hashes)
+    monkeypatch.setattr("outgrow.checkpoint.grow.write_shards", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        outgrow.grow(source, tmp_path / "target")
+    assert told == [True]
+
+
+def test_a_hash_is_given_up_between_two_blocks(source, monkeypatch):
+    stopped, opened = Event(), open_checkpoint(source)
+    whole = {"model.safetensors": hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()}
+    assert opened.hashes(stopped) == opened.hashes() == whole
+    stopped.set()
+    assert opened.hashes(stopped) == {"model.safetensors": hashlib.sha256().hexdigest()}
+
+
+def test_what_one_thread_refuses_is_told_while_another_is_at_work(source, tmp_path, monkeypatch):
+    """Some tensors are made by a thread of their own, one after another; it stops at the first."""
+    begun = []
+
+    def make(shard, name, rows, file, report):
+        if shard.grown.reads_apart(name):
+            raise MemoryError
+        begun.append(name)
+        for _ in range(1000):
+            report(0)  # raises once it is known
+            time.sleep(0.002)
+
+    reads_apart = Grown.reads_apart
+    monkeypatch.setattr(Grown, "reads_apart", lambda self, name: "up_proj" not in name and reads_apart(self, name))
+    monkeypatch.setattr(writing, "_make", make)
+    with pytest.raises(MemoryError):
+        outgrow.grow(source, tmp_path / "target", "direct-width(ffn=50)")
+    assert len(begun) <= 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_a_second_ctrl_c_makes_nothing_more(source, tmp_path, monkeypatch):
+    begun, pressed, once = [], [], Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            once.set()
+            super().shutdown(wait=wait, cancel_futures=cancel_futures)
+            if wait and not pressed:
+                pressed.append(True)
+                raise KeyboardInterrupt
+
+    def make(*arguments):
+        begun.append(arguments)
+        once.wait(30)
+
+    def interrupted(jobs, return_when):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("outgrow.growth.rows._PIECE", 7 * 24)
+    monkeypatch.setattr(writing, "MAKERS", 1)
+    monkeypatch.setattr(writing, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(writing, "_make", make)
+    monkeypatch.setattr(writing, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        outgrow.grow(source, tmp_path / "target", "direct-width(ffn=50)")
+    assert len(begun) <= 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_ctrl_c_says_what_is_true_of_growing(source, tmp_path, monkeypatch, run):  # noqa: F811
+    monkeypatch.setattr("outgrow.checkpoint.grow.grow_directory", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    status, _, err = run("grow", source, tmp_path / "target")
+    assert status == 130
+    assert f"interrupted; '{tmp_path / 'target'}' is as it was before, and the same command begins anew" in err
+
+
+def test_what_waits_does_not_grow_with_the_model(source, tmp_path, monkeypatch):
+    """A handful of jobs, however many pieces there are."""
+    submitted, made, make = [], [], writing._make
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *arguments):
+            submitted.append(arguments)
+            return super().submit(*arguments)
+
+    monkeypatch.setattr("outgrow.growth.rows._PIECE", 7 * 24)
+    monkeypatch.setattr(writing, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(writing, "_make", lambda *arguments: (made.append(1), make(*arguments)))
+    outgrow.grow(source, tmp_path / "target", "direct-width(ffn=50)")
+    assert len(made) > 50
+    assert len(submitted) <= 2 + writing.MAKERS
+
+
+def test_a_kernel_that_copies_nothing_is_gone_without(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing.os, "copy_file_range", lambda *arguments: 0)
+    outgrow.grow(source, tmp_path / "target")
+    assert verify(tmp_path / "target", source)
+
+
+def test_chunks_that_are_read_in_turn_are_loaded_once():
+    loaded = []
+
+    class Lies:
+        def __init__(self, value):
+            self.value = value
+
+        def whole(self):
+            loaded.append(self.value)
+            return torch.full((4, 2), self.value)
+
+    read = reader({"a": Lies(1.0), "b": Lies(2.0), "c": Lies(3.0)})
+    for name in "ababcbab":
+        assert read(name, slice(1, 2))[0, 0] == {"a": 1.0, "b": 2.0, "c": 3.0}[name]
+    assert loaded == [1.0, 2.0, 3.0, 1.0]
 
 
 def test_weights_without_float_types_are_copied(tmp_path, source):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 
 from outgrow.arch import FAMILIES, LLAMA, arch_for
 from outgrow.errors import OutgrowError
-from outgrow.growth.apply import Grown, grow, transport
+from outgrow.growth.apply import Grown, grow, rows_of, transport
 from outgrow.growth.fresh import masked, normal
 from outgrow.growth.operators import OPERATORS, make_plan
 from outgrow.growth.operators.arrange import layer_list
@@ -276,6 +279,29 @@ def test_a_plan_of_other_making_is_refused():
             GrowthPlan.from_json(content, LLAMA)
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"config": {"num_hidden_layers": 9}}, "lists 6 layers, and its config says 9"),
+        ({"config": {"attention_bias": True}}, r"makes 'self_attn\.\w_proj\.bias' of '.*', which the source does not have"),
+        ({"config": {"tie_word_embeddings": True}}, "tie the output head, and the source's own would be lost"),
+        ({"keys": {"mlp.up_proj.weight": "model.embed_tokens.weight"}}, "of 'model.embed_tokens.weight', which the source does not have"),
+        ({"keys": {"model.norm.weight": "input_layernorm.weight"}}, "of 'input_layernorm.weight', which the source does not have"),
+        ({"keys": {"mlp.gate_proj.weight": "self_attn.k_proj.weight"}}, r"\[37, 24\] of 'self_attn.k_proj.weight' \[20, 24\]"),
+    ],
+)
+def test_a_plan_written_by_hand_is_held_against_its_source(edit, message):
+    with pytest.raises(OutgrowError, match=message):
+        GrowthPlan.from_json({**planned("stack(factor=2)").as_json(), **edit})
+    swapped = {**planned("stack").as_json(), "keys": {"mlp.gate_proj.weight": "mlp.up_proj.weight"}}
+    assert GrowthPlan.from_json(swapped).source_of(next(t for t in LLAMA.tensors(ODD) if "gate_proj" in t.name)).endswith("up_proj.weight")
+
+
+def test_a_layer_list_of_numpys_numbers_is_json():
+    plan = replace(planned("stack(factor=2)"), layers=tuple(np.arange(6) % 3))
+    assert GrowthPlan.from_json(json.loads(json.dumps(plan.as_json()))) == planned("stack(factor=2)")
+
+
 def test_the_config_changes_only_where_growth_changes_it():
     kinds = ["full_attention", "sliding_attention"]
     config = {**ODD, "num_hidden_layers": 4, "rms_norm_eps": 1e-5, "layer_types": kinds * 2, "x_unknown": [1, 2]}
@@ -355,6 +381,36 @@ def test_tensors_made_in_pieces_are_those_made_at_once(text, family, monkeypatch
             found = np.concatenate([grown.state(name, channel, policy, rows) for rows in pieces])
             np.testing.assert_array_equal(found, grown.state(name, channel, policy))
     assert apart > 0.5 * sum(tensor.spec.decays for tensor in plan.grown_arch.tensors(plan.target_config))
+
+
+def test_what_is_fresh_needs_no_rows_of_what_cannot_be_made_by_rows():
+    """The rows of q and k behind a learned map of the heads are made all at once."""
+    plan = planned("learn-width(kv=4), random-depth")
+    made = dict(grow(plan, source_of(ODD)))
+    assert {name: array.shape for name, array in made.items()} == LLAMA.shapes(plan.target_config)
+    assert made["model.layers.5.self_attn.q_proj.weight"].any()
+
+
+def test_one_thread_works_out_a_mean_for_all(monkeypatch):
+    from outgrow.growth import apply
+
+    plan, source = planned("zero-width(ffn=50)"), source_of(ODD)
+    started, counted = threading.Event(), []
+
+    def mean(parts):
+        counted.append(1)
+        started.set()
+        time.sleep(0.2)
+        return 1.0
+
+    monkeypatch.setattr(apply, "_mean", mean)
+    grown = Grown(plan, rows_of(source))
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(grown.state, "model.layers.0.mlp.up_proj.weight", "square", "carry")
+        started.wait(10)
+        two = pool.submit(grown.state, "model.layers.0.mlp.up_proj.weight", "square", "carry")
+        np.testing.assert_array_equal(one.result(), two.result())
+    assert len(counted) == 1
 
 
 def test_a_lift_may_leave_old_indices_behind():
@@ -451,6 +507,16 @@ def test_a_layer_table_of_another_length_is_refused():
         ("noise(share=1)", {}, "share between 0 and 1"),
         ("more-experts", {}, "llama has no experts; use upcycle first"),
         ("upcycle(experts=2, chosen=3)", {}, "sends a token to 1 to 2 of at least 2 experts, not to 3"),
+        ("upcycle(experts=10000000)", {}, "10,000,000 experts are more than 10,000; ask for fewer"),
+        ("hypercloning(factor=30000000)", {}, "cannot grow a space of 24 to 720,000,000: that is more than 16,777,216"),
+        ("hypercloning(factor=100000000000000000000)", {}, "that is more than 16,777,216"),
+        ("upcycle(experts=8), more-experts(factor=10000)", {}, "80,000 experts are more than 10,000"),
+        ("lemon(kv=4, seed=-1)", {}, "the seed of 'lemon' must be at least 0, not -1"),
+        ("random-width(ffn=96, seed=-1)", {}, "the seed of 'random-width' must be at least 0, not -1"),
+        ("direct-width(ffn=96, noise=1.5)", {}, "'noise' is a share between 0 and 1, not 1.5"),
+        ("hypercloning(noise=-0.1)", {}, "'noise' is a share between 0 and 1, not -0.1"),
+        ("arrange(layers='0-2,0-2', scale=1e999)", {}, "'scale' of 'arrange' must be a finite number, not inf"),
+        ("arrange", {"layers": "0-" + "9" * 5000}, "is not a layer list"),
         ("lemon(ffn=50, layers=2)", {}, "must lie between the source's 3 and 10,000, not 2"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outgrow.errors import OutgrowError
-from outgrow.spaces import Lift, copies, identity, isometry, mean, pad
+from outgrow.spaces import Dense, Lift, copies, identity, isometry, mean, pad
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(0, 60)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 CONSTRUCTORS = [copies, isometry, pad]
@@ -42,6 +42,14 @@ def test_copies_are_exact_in_any_dtype():
         moved = copies(3, 7).along(tensor, 1, "write")
         assert moved.dtype == dtype
         assert torch.equal(moved, tensor[:, [0, 1, 2, 0, 1, 2, 0]])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_whole_numbers_are_copied_and_not_computed_with(kind):
+    whole = kind(np.arange(6).reshape(2, 3))
+    for lift, role in ((copies(3, 7), "read"), (isometry(3, 7), "write"), (mean(3, 7), "write"), (Dense(np.ones((7, 3))), "read")):
+        with pytest.raises(OutgrowError, match="int64 holds none but whole numbers; give floats"):
+            lift.along(whole, 1, role)
 
 
 def test_the_dual_of_the_dual_is_the_lift():

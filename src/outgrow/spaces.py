@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Rows = slice | Indices  # some of an axis
 ZERO, MEAN = -1, -2  # sources of a new index that copies no old one: it holds zero, or the mean of the old ones
+MOST_INDICES = 1 << 24  # of a space, far beyond any model: a slip of the finger should not fill the memory
 _RUN = 16  # entries of a run that are worth copying by themselves
 
 
@@ -90,6 +91,7 @@ class Lift:
         moved = _taken(array, self.source, axis)
         means = self.source == MEAN
         if role == "write" and means.any():
+            refuse_whole_numbers(array)
             moved[at(axis, np.flatnonzero(means))] = array.mean(axis, keepdims=True)
         factor = np.where(self.source == ZERO, 0.0, self.scale(role) ** power)
         if (factor == 1.0).all():
@@ -219,10 +221,8 @@ class Dense:
 
     def along(self, array: Any, axis: int, role: Role, power: int = 1) -> Any:
         """W'_..i.. = sum_j B[i, j] W_..j.. on one axis of a numpy array or torch tensor."""
-        torch_array = hasattr(array, "new_tensor")
         matrix: Any = self.matrix
-        matrix = array.new_tensor(matrix) if torch_array and isinstance(self.matrix, np.ndarray) else matrix
-        matrix = matrix if torch_array else matrix.astype(array.dtype)
+        matrix = like(array, matrix) if isinstance(matrix, np.ndarray) else matrix
         return (array.swapaxes(axis, -1) @ matrix.T).swapaxes(axis, -1)
 
     def part(self, rows: Rows, role: Role) -> tuple[Rows, Dense]:
@@ -300,6 +300,8 @@ def _tiled(size: int, new: int) -> Indices:
 def _larger(size: int, new: int) -> int:
     if new < size:
         raise OutgrowError(f"cannot grow a space of {size} to {new}: the new size is smaller")
+    if new > MOST_INDICES:
+        raise OutgrowError(f"cannot grow a space of {size} to {new:,}: that is more than {MOST_INDICES:,}")
     return new
 
 
@@ -346,7 +348,14 @@ def _over(axis: int, axes: int, values: Floats) -> Floats:
 
 def like(array: Any, values: Any) -> Any:
     """Numbers as an array of the same kind and dtype: numpy, or torch without importing it."""
+    refuse_whole_numbers(array)
     return array.new_tensor(values) if hasattr(array, "new_tensor") else np.asarray(values, array.dtype)
+
+
+def refuse_whole_numbers(array: Any) -> None:
+    """Copies of whole numbers are exact, and nothing else that growth makes of them would be."""
+    if not (array.is_floating_point() if hasattr(array, "is_floating_point") else array.dtype.kind not in "biu"):
+        raise OutgrowError(f"growth computes with what it grows, and an array of {array.dtype} holds none but whole numbers; give floats")
 
 
 def empty_like(array: Any, shape: tuple[int, ...]) -> Any:

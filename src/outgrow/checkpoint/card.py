@@ -61,14 +61,19 @@ def card_text(checkpoint: Checkpoint, plan: GrowthPlan, receipt: Lineage) -> str
 def _kept(checkpoint: Checkpoint) -> dict[str, Any]:
     """What holds of the source's card for what is grown from it too; its base model is the source where that is on the hub."""
     path = checkpoint.directory / CARD
-    found = _FRONT.match(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
     try:
+        found = _FRONT.match(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
         about = yaml.safe_load(found[1]) if found else {}
-    except yaml.YAMLError:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):  # ValueError: a day that no month has
         about = {}
-    kept = {key: about[key] for key in _STAYS if isinstance(about, dict) and about.get(key)}
+    kept = {key: about[key] for key in _STAYS if isinstance(about, dict) and _is_text(about.get(key))}
     name, on_hub, _ = checkpoint.title.partition("@")
     return {**kept, "base_model": name} if on_hub else kept
+
+
+def _is_text(value: Any) -> bool:
+    """A text, or several, which is what these fields hold."""
+    return bool(value) and all(isinstance(one, str) for one in (value if isinstance(value, list) else [value]))
 
 
 def _trained(plan: GrowthPlan, receipt: Lineage) -> str:

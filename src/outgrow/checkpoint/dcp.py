@@ -127,7 +127,7 @@ def write_dcp(
     """Writes `.metadata` and `.distcp` files with one tensor in memory at a time. Under `torchrun` every rank makes and writes its share.
 
     Args:
-        directory: that exists and is empty.
+        directory: that exists and holds no other.
         tensors: name -> (dtype as safetensors names it, shape), of every tensor.
         make: gives one of them as a torch tensor.
         blobs: name -> bytes, written as they are.

@@ -7,15 +7,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal, get_args
 
 from outgrow.checkpoint.card import CARD, card_text
+from outgrow.checkpoint.dcp import METADATA, Chunked
 from outgrow.checkpoint.grow_dcp import Distributed, distributed_layout
-from outgrow.checkpoint.huggingface import CONFIG, INDEX, Checkpoint, index_text, open_checkpoint
-from outgrow.checkpoint.layout import Shard, moment_shards, weight_shards
+from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE, Checkpoint, index_text, open_checkpoint
+from outgrow.checkpoint.layout import Shard, moment_shards, raw, weight_shards
 from outgrow.checkpoint.lineage import LINEAGE, Lineage, read_lineage
 from outgrow.checkpoint.names import Names, torchtitan_names
 from outgrow.checkpoint.optimizer_state import CLOCK
@@ -25,6 +27,7 @@ from outgrow.checkpoint.writing import Progress, write_shards
 from outgrow.errors import OutgrowError
 from outgrow.files import new_directory, without_links, write_json
 from outgrow.growth.apply import Policy
+from outgrow.growth.as_json import checked_plan
 from outgrow.growth.plan import GrowthPlan
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -66,11 +69,11 @@ def grow_directory(
         return layout.write(place) if place else None
     # A Hugging Face directory is written by whoever calls this, alone, in a group of ranks too.
     talk = telling() if isinstance(layout, Distributed) else nullcontext(lambda place: None)
-    with talk as tell, ThreadPoolExecutor(1) as pool, _explained(target):
+    with talk as tell, _explained(target):
         refuse_place(checkpoint, target, layout, overwrite)
         before = read_lineage(checkpoint.directory)
-        with new_directory(target, overwrite) as temporary:
-            hashes = pool.submit(checkpoint.hashes)  # reads what is being copied, while it is in memory
+        with new_directory(target, overwrite) as temporary, _hashing(checkpoint) as hashes:
+            _write_side(temporary, checkpoint, plan, weights, dtype)
             if isinstance(layout, Distributed):
                 tell(temporary)
                 layout.write(temporary)
@@ -78,7 +81,6 @@ def grow_directory(
                 write_shards(temporary, layout, progress)
                 if optimizer != "reset":
                     shutil.copyfile(checkpoint.directory / CLOCK, temporary / CLOCK)
-            _write_side(temporary, checkpoint, plan, weights, dtype)
             measured = measure(checkpoint, temporary, plan) if measure else None
             receipt = _receipt(checkpoint, before, plan, optimizer, measured, hashes.result())
             write_json(temporary / LINEAGE, receipt.as_json())
@@ -101,6 +103,7 @@ def settle(
         raise OutgrowError(f"'{form if known == get_args(Form) else optimizer}' is none of {', '.join(known)}")
     if max_shard_bytes < 1:
         raise OutgrowError(f"a weight file must hold at least a byte, not {max_shard_bytes:,}")
+    _refuse_unreadable(plan)
     refuse_other_ties(checkpoint)
     if form == "huggingface":
         weights = weight_shards(checkpoint, plan, max_shard_bytes, _stored_as(dtype))
@@ -112,9 +115,20 @@ def settle(
 def refuse_place(checkpoint: Checkpoint, target: Path, layout: list[Shard] | Distributed, overwrite: bool) -> None:
     """Refuses a target that stands there, that lies where it must not, or whose disk has no room."""
     _refuse_standing(checkpoint, target, overwrite)
-    if checkpoint.directory.resolve() in without_links(target).parents:
+    if not checkpoint.file and checkpoint.directory.resolve() in without_links(target).parents:
         raise OutgrowError(f"'{target}' lies inside the source, which is only read; choose another place")
     _enough_room(target, layout.bytes if isinstance(layout, Distributed) else sum(shard.bytes for shard in layout))
+
+
+@contextmanager
+def _hashing(checkpoint: Checkpoint) -> Generator[Future[dict[str, str]], None, None]:
+    """The hashes of the source, which is read while it is being copied and so in memory; given up where the growth fails."""
+    stopped = Event()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(checkpoint.hashes, stopped)
+        finally:
+            stopped.set()
 
 
 @contextmanager
@@ -130,14 +144,29 @@ def _explained(target: Path) -> Generator[None, None, None]:
         ) from None
 
 
+def _refuse_unreadable(plan: GrowthPlan) -> None:
+    """What is grown holds its plan, and must be able to be verified by it."""
+    try:
+        checked_plan(json.loads(json.dumps(plan.as_json())))
+    except (TypeError, ValueError) as error:
+        raise OutgrowError(f"'{plan.operator}' cannot be carried out, since its receipt could not be read again: {error}") from None
+
+
 def refuse_other_ties(checkpoint: Checkpoint) -> None:
     """A tied tensor that stands in the files all the same must be what it is tied to, or something would be lost."""
     for alias, name in checkpoint.arch.aliases(checkpoint.config).items():
-        other, own = checkpoint.tied.get(alias), checkpoint.tensors[name]
-        if isinstance(other, Stored) and isinstance(own, Stored) and not other.same_bytes(own):
+        if alias in checkpoint.tied and not _same(checkpoint.tied[alias], checkpoint.tensors[name]):
             raise OutgrowError(
                 f"'{alias}' of '{checkpoint.directory}' is not '{name}', to which its config.json ties it; set tie_word_embeddings to false"
             )
+
+
+def _same(one: Stored | Chunked, other: Stored | Chunked) -> bool:
+    """Do two tensors hold the same bytes? Those that lie in chunks are loaded."""
+    if isinstance(one, Stored) and isinstance(other, Stored):
+        return one.same_bytes(other)
+    kinds = ((each.entry.dtype, each.entry.shape) for each in (one, other))
+    return next(kinds) == next(kinds) and raw(one.load()) == raw(other.load())
 
 
 def _stored_as(dtype: str | None) -> str | None:
@@ -157,8 +186,14 @@ def _refuse_standing(checkpoint: Checkpoint, target: Path, overwrite: bool) -> N
     held = checkpoint.directory.resolve()
     if not target.is_symlink() and target.resolve() in (held, *held.parents):
         raise OutgrowError(f"'{target}' holds the source, which is never overwritten; choose another place")
-    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not (target / CONFIG).exists()):
+    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not _is_checkpoint(target)):
         raise OutgrowError(f"'{target}' is not a checkpoint directory, so it is not overwritten; choose another place")
+    if (target / ".git").exists():
+        raise OutgrowError(f"'{target}' is a git repository, whose history would be lost, so it is not overwritten; choose another place")
+
+
+def _is_checkpoint(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in (LINEAGE, SINGLE, INDEX, METADATA))
 
 
 def _write_side(temporary: Path, checkpoint: Checkpoint, plan: GrowthPlan, weights: list[Shard], dtype: str | None) -> None:

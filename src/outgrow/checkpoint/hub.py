@@ -16,6 +16,8 @@ def local(source: str) -> Path:
 
     What the cache lacks is downloaded; pickled weights are not.
     """
+    if not source:  # which a Path would take for the current directory
+        raise OutgrowError("the source is an empty text; give a directory, a file or a hub id")
     if Path(source).exists() or not _ID.fullmatch(source):
         return Path(source)
     try:

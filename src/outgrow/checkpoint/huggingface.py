@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import Any
 
 from outgrow.arch import FAMILIES, Arch, arch_for
@@ -15,11 +16,16 @@ from outgrow.checkpoint.lineage import LINEAGE
 from outgrow.checkpoint.names import Names, names_of
 from outgrow.checkpoint.safetensors_file import Stored, entry_bytes, stored_in
 from outgrow.errors import OutgrowError
-from outgrow.files import file_hash, read_json
+from outgrow.files import read_json
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SIDE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"}
+_KNOWN = (
+    "tokenizer", "vocab", "merges.txt", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
+    "chat_template",
+)  # fmt: skip
 _END = 1 << 20  # bytes of a weight file that tell it from another
+_BLOCK = 1 << 22  # bytes that are hashed at a time
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 # What is true of the source alone: its weights' place, its training, its scores.
 _NOT_SIDE = {CONFIG, LINEAGE, "training.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
@@ -37,6 +43,7 @@ class Checkpoint:
         names: of a distributed checkpoint: what its tensors are called there.
         held: of a distributed checkpoint: everything in it, by the names there.
         tied: tensors that stand in the files although the config ties them to others.
+        file: the one that is the source by itself; None where the directory is.
     """
 
     directory: Path
@@ -46,6 +53,7 @@ class Checkpoint:
     names: Names | None = None
     held: Mapping[str, Chunked | Blob] = field(default_factory=dict[str, "Chunked | Blob"])
     tied: Mapping[str, Stored | Chunked] = field(default_factory=dict[str, "Stored | Chunked"])
+    file: Path | None = None
 
     @property
     def title(self) -> str:
@@ -59,9 +67,9 @@ class Checkpoint:
     def weight_files(self) -> list[Path]:
         return sorted(set().union(*(stored.files for stored in self.tensors.values())))
 
-    def hashes(self) -> dict[str, str]:
-        """File name -> sha256 of every weight file."""
-        return {path.name: file_hash(path) for path in self.weight_files}
+    def hashes(self, stopped: Event | None = None) -> dict[str, str]:
+        """File name -> sha256 of every weight file; given up, and then of no worth, once `stopped` is set."""
+        return {path.name: _hash(path, stopped or Event()) for path in self.weight_files}
 
     def fingerprint(self) -> str:
         """What tells it from another in an instant: a hash of its config, its receipt, and each weight file's size and ends."""
@@ -79,7 +87,20 @@ class Checkpoint:
         """Tokenizer, generation config, chat templates, code and licence: what travels beside the weights."""
         near = [*sorted(self.directory.iterdir()), *sorted(self.directory.glob("additional_chat_templates/*.jinja"))]
         files = (path for path in near if path.is_file() and path.name not in _NOT_SIDE and not path.name.endswith(".index.json"))
-        return [path for path in files if path.suffix in _SIDE_SUFFIXES or path.stem.upper().startswith(_LEGAL)]
+        found = [path for path in files if self._is_side(path)]
+        if away := [path for path in found if not self._is_here(path)]:
+            raise OutgrowError(f"'{away[0]}' is a link out of its checkpoint, and is not followed; put the file there, or remove the link")
+        return found
+
+    def _is_side(self, path: Path) -> bool:
+        """Beside a source that is one file lies what belongs to others too, so its companions are known by their names."""
+        kind = path.suffix in _SIDE_SUFFIXES and (not self.file or path.name.startswith(_KNOWN))
+        return kind or path.stem.upper().startswith(_LEGAL)
+
+    def _is_here(self, path: Path) -> bool:
+        """Does a file lie in the directory itself, or, linked, where the hub's cache keeps it?"""
+        here, place = self.directory.resolve(), path.resolve()
+        return here in place.parents or (here.parent.name == "snapshots" and place.parent == here.parent.parent / "blobs")
 
 
 def open_checkpoint(
@@ -122,7 +143,7 @@ def open_checkpoint(
         if tensors[name].entry.shape != shape:
             raise OutgrowError(f"'{name}' in '{directory}' has shape {list(tensors[name].entry.shape)}, and config.json says {list(shape)}")
     tied = {alias: tensors[alias] for alias in arch.aliases(config) if alias in tensors}
-    return Checkpoint(directory, arch, config, {name: tensors[name] for name in expected}, names, held, tied)
+    return Checkpoint(directory, arch, config, {name: tensors[name] for name in expected}, names, held, tied, file)
 
 
 def stored_tensors(directory: Path, arch: Arch) -> dict[str, Stored]:
@@ -156,6 +177,14 @@ def shard_name(number: int, total: int) -> str:
 def index_text(weight_map: Mapping[str, str], total_bytes: int) -> str:
     """The text of an index file."""
     return json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}, indent=2) + "\n"
+
+
+def _hash(path: Path, stopped: Event) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while not stopped.is_set() and (block := file.read(_BLOCK)):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _stored(directory: Path) -> dict[str, Stored]:

@@ -16,6 +16,8 @@ from outgrow.growth.apply import Grown, Policy
 from outgrow.growth.plan import GrowthPlan
 from outgrow.spaces import Rows
 
+_KEPT = 2  # tensors in memory that lie in chunks: AKI makes one of two, some rows after others
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -58,6 +60,8 @@ def weight_shards(checkpoint: Checkpoint, plan: GrowthPlan, largest: int, dtype:
     for name in grown.tensors:
         source = grown.copied_from(name)
         stored = checkpoint.tensors[source] if source is not None and dtype in (None, own[name]) else None
+        if stored and stored.entry.shape != shapes[name]:
+            raise OutgrowError(f"'{name}' is {list(shapes[name])}, and '{source}', of which the plan makes it, {list(stored.entry.shape)}")
         if isinstance(stored, Stored):
             copied[name] = stored
         elif own[name] not in FLOATS:
@@ -98,7 +102,7 @@ def moment_shards(checkpoint: Checkpoint, plan: GrowthPlan, policy: Policy) -> l
 
 
 def reader(tensors: Mapping[str, Any]) -> Callable[[str, Rows], Any]:
-    """Reads rows of stored tensors for arithmetic. One that lies in chunks is loaded whole, and kept until another is."""
+    """Reads rows of stored tensors for arithmetic. One that lies in chunks is loaded whole, and kept until two others are."""
     kept: dict[str, Any] = {}
     lock = Lock()
 
@@ -106,10 +110,10 @@ def reader(tensors: Mapping[str, Any]) -> Callable[[str, Rows], Any]:
         if isinstance(tensors[name], Stored):
             return tensors[name].read(rows)
         with lock:
-            if name not in kept:
-                kept.clear()  # before another is loaded
-                kept[name] = tensors[name].whole()
-            whole = kept[name]
+            if name not in kept and len(kept) == _KEPT:
+                del kept[next(iter(kept))]  # before another is loaded
+            whole = kept.pop(name) if name in kept else tensors[name].whole()
+            kept[name] = whole  # the last that was used
         return widened(whole[rows])
 
     return read
@@ -125,8 +129,10 @@ def stored_as(tensor: Any, dtype: str, name: str) -> Any:
     import torch
 
     cast = tensor.to(getattr(torch, FLOATS[dtype]))
-    if dtype == "F16" and not bool((cast.isfinite() | ~tensor.isfinite()).all()):
-        raise OutgrowError(f"'{name}' holds numbers that float16 cannot; store it as bfloat16 or float32 with --dtype")
+    # The least and the largest cost a fraction of a look at each number.
+    if cast.dtype != tensor.dtype and not all(map(torch.isfinite, cast.aminmax())) and bool((cast.isinf() & tensor.isfinite()).any()):
+        wider = "bfloat16 or float32" if dtype == "F16" else "float64"
+        raise OutgrowError(f"'{name}' holds numbers that {FLOATS[dtype]} cannot; store it as {wider} with --dtype")
     return cast
 
 

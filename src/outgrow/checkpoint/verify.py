@@ -106,6 +106,8 @@ def _compare(shard: Shard, found: Mapping[str, Stored | Chunked]) -> int:
             if block != _read(stored, place, len(block)):
                 raise OutgrowError(f"'{name}' of the target is not what the plan makes: bytes differ after {place:,} of {entry.bytes:,}")
             place += len(block)
+        if place != entry.bytes:
+            raise OutgrowError(f"'{name}' of the target has {entry.bytes:,} bytes, and the plan makes {place:,} of them")
     return len(shard.entries)
 
 

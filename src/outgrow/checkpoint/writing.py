@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import threading
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,33 +39,36 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
             done += count
             progress(done, total)
 
+    def make(todo: Iterator[tuple[Shard, str, slice]]) -> None:
+        """Makes a piece after another of what other threads take from too."""
+        while not stopped.is_set():
+            with lock:
+                piece = next(todo, None)
+            if piece is None:
+                return
+            _make(*piece, files[piece[0].name], report)
+
     if len(shards) > (most := resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES):
         raise OutgrowError(f"{len(shards):,} weight files are more than the {most:,} that may be open at once; raise --max-shard-size")
     files = {shard.name: os.open(directory / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666) for shard in shards}
     try:
-        with ThreadPoolExecutor(THREADS) as pool, _arithmetic(shards) as makers, _flushing(files.values()):
-            jobs: list[Future[None]] = []
+        with ThreadPoolExecutor(THREADS) as pool, _arithmetic(shards) as (makers, count), _flushing(files.values()):
             try:
+                jobs: list[Future[None]] = []
                 for shard in shards:
                     os.truncate(files[shard.name], shard.bytes)
                     _write_at(files[shard.name], memoryview(shard.header), 0)
                     jobs.append(pool.submit(_copy_all, shard, files[shard.name], report))
-                made = [(shard, name) for shard in shards for name in shard.entries if name not in shard.copied]
-                for shard, name in made:
-                    if shard.grown.reads_apart(name):
-                        for rows in shard.grown.pieces(name):
-                            jobs.append(makers.submit(_make, shard, name, rows, files[shard.name], report))
-                # Those that need all of a source are made here, one at a time: memory should not hold two.
-                for shard, name in made:
-                    if not shard.grown.reads_apart(name):
-                        for rows in shard.grown.pieces(name):
-                            _make(shard, name, rows, files[shard.name], report)
+                # Those that need all of a source are made one at a time: memory should not hold two.
+                jobs.append(makers.submit(make, _to_make(shards, apart=False)))
+                apart = _to_make(shards, apart=True)
+                jobs += [makers.submit(make, apart) for _ in range(count)]
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
             except BaseException:
                 stopped.set()
                 for workers in (pool, makers):
-                    workers.shutdown(wait=True, cancel_futures=True)
+                    workers.shutdown(wait=False, cancel_futures=True)
                 raise
         for file in files.values():
             os.fsync(file)
@@ -122,26 +125,34 @@ def _copy_all(shard: Shard, file: int, report: Callable[[int], None]) -> None:
 def _copy_some(source: int, begin: int, count: int, file: int, place: int) -> int:
     """Copies up to `count` bytes and says how many: inside the kernel where it can, through this process otherwise."""
     try:
-        return os.copy_file_range(source, file, count, begin, place)
+        if copied := os.copy_file_range(source, file, count, begin, place):  # some file systems give up before the end
+            return copied
     except (OSError, AttributeError) as error:  # other file systems, older kernels, other systems than Linux
         if isinstance(error, OSError) and error.errno not in _CANNOT:
             raise
-        return os.pwrite(file, os.pread(source, min(count, _BLOCK), begin), place)
+    return os.pwrite(file, os.pread(source, min(count, _BLOCK), begin), place)
+
+
+def _to_make(shards: Collection[Shard], apart: bool) -> Iterator[tuple[Shard, str, slice]]:
+    """The pieces of all tensors that are not copied: of those that read some rows of a source for some of theirs, or of the others."""
+    made = ((shard, name) for shard in shards for name in shard.entries if name not in shard.copied)
+    return ((shard, name, rows) for shard, name in made if shard.grown.reads_apart(name) == apart for rows in shard.grown.pieces(name))
 
 
 @contextmanager
-def _arithmetic(shards: Collection[Shard]) -> Generator[ThreadPoolExecutor, None, None]:
-    """Threads that make tensors, a piece each; inside one, torch has no threads of its own."""
-    with ThreadPoolExecutor(min(MAKERS, os.cpu_count() or 1)) as makers:
+def _arithmetic(shards: Collection[Shard]) -> Generator[tuple[ThreadPoolExecutor, int], None, None]:
+    """Threads that make tensors, a piece each, and one more; their number; inside one, torch has no threads of its own."""
+    count = min(MAKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(count + 1) as makers:
         if all(shard.copied.keys() == shard.entries.keys() for shard in shards):
-            yield makers  # idle, and torch is not needed
+            yield makers, count  # idle, and torch is not needed
             return
         import torch
 
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            yield makers
+            yield makers, count
         finally:
             torch.set_num_threads(before)
 

@@ -24,13 +24,13 @@ from outgrow.cli.options import (
     operators_of,
 )
 from outgrow.cli.show import bar, plain
-from outgrow.errors import OutgrowError
+from outgrow.errors import Interrupted, OutgrowError
 
 
 @app.command()
 def grow(
     source: Annotated[str, typer.Argument(help="A checkpoint directory, a safetensors file or a hub id; only read.")],
-    target: Annotated[Path, typer.Argument(help="The directory to write.")],
+    target: Annotated[str, typer.Argument(help="The directory to write.")],
     operator: Operators = None,
     factor: Factor = None,
     layers: Annotated[str | None, typer.Option(help="A layer list, 0-5,0-5,2-5 from 0 or the paper's 12-3456*5-56 from 1.")] = None,
@@ -64,6 +64,9 @@ def grow(
     from outgrow.growth.apply import makes_copies_only
     from outgrow.growth.plan import GrowthPlan
 
+    if not target:
+        raise OutgrowError("TARGET is empty; give the directory to write")
+    place = Path(target)
     checkpoint = open_checkpoint(local(source), families_of(family_file), trust_pickle, config)
     if plan:
         if operator or factor is not None or layers or knob:
@@ -87,19 +90,22 @@ def grow(
     largest = _bytes(max_shard_size or "5GB")
     if dry_run:
         layout, _ = settle(checkpoint, made, largest, optimizer, dtype, form)
-        refuse_place(checkpoint, target, layout, overwrite)
+        refuse_place(checkpoint, place, layout, overwrite)
         print("\n".join(plan_lines(made)))
         return
     if form != "huggingface":
         join_ranks()
     claims_nothing = not made.claims.preserves and dtype is None and makes_copies_only(made)
     measuring = None if form != "huggingface" or checkpoint.held else _measure(measure, claims_nothing)
-    with bar() as progress:
-        grow_directory(checkpoint, target, made, largest, optimizer, dtype, overwrite, form, progress, measuring)
+    try:
+        with bar() as progress:
+            grow_directory(checkpoint, place, made, largest, optimizer, dtype, overwrite, form, progress, measuring)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; '{place}' is as it was before, and the same command begins anew") from None
     if not leads():
         return
-    print("\n".join([*plan_lines(made, every_tensor=False), *receipt_lines(target)]))
-    print(f"written to {target}")
+    print("\n".join([*plan_lines(made, every_tensor=False), *receipt_lines(place)]))
+    print(f"written to {place}")
 
 
 @app.command()

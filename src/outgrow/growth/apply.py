@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -76,6 +77,7 @@ class Grown:
         self._before = Grown(plan.after, read) if plan.after else None
         self._read = read
         self._means: dict[tuple[str, Policy], float] = {}
+        self._lock = Lock()
         self._sizes = plan.arch.sizes(plan.source_config)
         tied = plan.arch.aliases(plan.source_config).values()
         self._embedding = next((parse(plan.arch.top[name]) for name in tied), None)
@@ -110,8 +112,7 @@ class Grown:
             raise OutgrowError(f"no law moves optimizer state through the learned maps of '{plan.operator}'; use --optimizer reset")
         if plan.source_of(tensor) is None:
             shape = (len(np.arange(self.shape(tensor.name)[0])[rows]), *self.shape(tensor.name)[1:])
-            kind = self._state_read(self._near(tensor), channel, policy, slice(0, 1))
-            return like(kind, np.full(shape, self._begin(tensor, channel, policy)))
+            return like(self._kind(name), np.full(shape, self._begin(tensor, channel, policy)))
         moved = self._state_moved(tensor, channel, policy, rows)
         is_new = mask_of(plan, tensor, "repeated" if policy == "fresh-new" else "empty", rows)
         if not np.any(is_new):
@@ -134,14 +135,15 @@ class Grown:
         if channel != "square":
             return 0.0
         key = tensor.name, policy
-        if key not in self._means and self.plan.source_of(tensor) is not None:
-            self._means[key] = _mean(self._state_moved(tensor, channel, policy, rows) for rows in self.pieces(tensor.name))
-        elif key not in self._means:
-            near = self._near(tensor)
-            shape = self.plan.arch.shapes(self.plan.source_config)[near]
-            parts = self._before.pieces(near) if self._before else pieces(shape)
-            self._means[key] = _mean(self._state_read(near, channel, policy, rows) for rows in parts)
-        return self._means[key]
+        with self._lock:  # whoever makes another piece of the tensor waits for the same mean
+            if key not in self._means and self.plan.source_of(tensor) is not None:
+                self._means[key] = _mean(self._state_moved(tensor, channel, policy, rows) for rows in self.pieces(tensor.name))
+            elif key not in self._means:
+                near = self._near(tensor)
+                shape = self.plan.arch.shapes(self.plan.source_config)[near]
+                parts = self._before.pieces(near) if self._before else pieces(shape)
+                self._means[key] = _mean(self._state_read(near, channel, policy, rows) for rows in parts)
+            return self._means[key]
 
     def copied_from(self, name: str) -> str | None:
         """The tensor of the very first source that this one equals byte for byte, if it does by construction."""
@@ -177,6 +179,10 @@ class Grown:
         """A tensor of the very first source that this one is made from, or is like: for its dtype."""
         near = self._near(self.tensors[name])
         return self._before.reference(near) if self._before else near
+
+    def _kind(self, name: str) -> Any:
+        """An array like one that is made of nothing: what it is made of elsewhere may not come by rows, and the very first source does."""
+        return self._read(self.reference(name), slice(0, 1))
 
     def _near(self, tensor: Tensor) -> str:
         """The tensor that one is made from; for a fresh one the same in the first layer, or, if there is none, any."""
@@ -222,8 +228,7 @@ class Grown:
     def _from_nothing(self, tensor: Tensor, rows: Rows) -> Any:
         """Rows of a fresh tensor: gains one, biases zero, matrices random."""
         plan, (length, *others) = self.plan, self.shape(tensor.name)
-        kind = self._weight_read(self._near(tensor), slice(0, 1))
-        array = empty_like(kind, (len(np.arange(length)[rows]), *others))
+        array = empty_like(self._kind(tensor.name), (len(np.arange(length)[rows]), *others))
         if tensor.spec.decays:
             for some, values in self._random(tensor, rows):
                 array[some] = like(array, values)

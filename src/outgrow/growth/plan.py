@@ -15,6 +15,7 @@ from outgrow.errors import OutgrowError
 from outgrow.growth.as_json import array_from_json, array_to_json, checked_plan, lift_from_json, lift_to_json
 from outgrow.spaces import AnyLift, Dense, Lift
 
+MOST_EXPERTS = 10_000  # far beyond any model
 FRESH = -1  # in a layer map: a layer that copies none and starts from random weights
 Fill = Literal["zero", "quiet", "masked"]
 
@@ -102,6 +103,7 @@ class GrowthPlan:
         self._check_bounds()
         self._check_maps(old)
         self._check_sizes()
+        self._check_sources()
 
     def _check(self, name: str, lift: AnyLift) -> None:
         """A lift fits its space, and what reads the space admits it."""
@@ -169,11 +171,7 @@ class GrowthPlan:
                     )
 
     def _check_maps(self, old: int) -> None:
-        """What a plan from a file names is there."""
-        known = {**self.arch.top, **self.arch.layer}
-        for key, source in self.keys.items():
-            if source is not None and source not in known:
-                raise OutgrowError(f"the plan makes '{key}' of '{source}', which {self.arch.family} does not have")
+        """Learned maps make every layer of the target of those of the source."""
         for module, weights in self.depth_maps.items():
             if (shape := tuple(weights.shape)) != (len(self.layers), old):
                 raise OutgrowError(f"the depth map of '{module}' is {list(shape)}, and must be [{len(self.layers)}, {old}]")
@@ -188,12 +186,34 @@ class GrowthPlan:
                     f"{self.arch.family} derives '{name}' from its other sizes, and it would go from {size} to {told[name]}; "
                     f"grow hidden and kv by the same factor, so that hidden = {head}"
                 )
+        if (experts := max(sizes.get("expert", 0) for sizes in (planned, told))) > MOST_EXPERTS:
+            raise OutgrowError(f"{experts:,} experts are more than {MOST_EXPERTS:,}; ask for fewer")
+        if (layers := self.grown_arch.layers(self.target_config)) != len(self.layers):
+            raise OutgrowError(f"the plan lists {len(self.layers)} layers, and its config says {layers}; leave that to the list")
         heads = told["kv"] * told.get("group", 1)
         if self.target_config.get("model_type") in self.grown_arch.whole_heads and told["hidden"] % heads and self.lifts:
             raise OutgrowError(
                 f"transformers refuses a {self.arch.family} model whose hidden size ({told['hidden']}) is no multiple of its {heads} query "
                 f"heads; choose hidden={-(-told['hidden'] // heads) * heads}, or other heads"
             )
+
+    def _check_sources(self) -> None:
+        """Whatever is not fresh is made of a tensor that the source has, of the shape that the lifts move; none is lost behind a tie."""
+        if self.grown_arch.is_tied(self.target_config) and not self.arch.is_tied(self.source_config):
+            raise OutgrowError("the plan's edits to the config tie the output head, and the source's own would be lost; leave them out")
+        one_layer = {self.arch.layer_count: 1, self.grown_arch.layer_count: 1}  # all are alike
+        found = {tensor.key: tensor for tensor in self.arch.tensors({**self.source_config, **one_layer})}
+        old = self.arch.sizes(self.source_config)
+        sizes = {**self.grown_arch.sizes(self.target_config), **old}
+        for tensor in self.grown_arch.tensors({**self.target_config, **one_layer}):
+            key = self.keys.get(tensor.key, tensor.key)
+            if key is None or (tensor.layer is not None and set(self.layers) == {FRESH}):
+                continue
+            shape, source = self.grown_arch.shape(tensor.spec, sizes), found.get(key)
+            if source is None or (source.layer is None) != (tensor.layer is None):
+                raise OutgrowError(f"the plan makes '{tensor.key}' of '{key}', which the source does not have; name another, or null")
+            if (other := self.arch.shape(source.spec, old)) != shape:
+                raise OutgrowError(f"the plan makes '{tensor.key}' {list(shape)} of '{key}' {list(other)}; name one of the same shape")
 
     @property
     def widenable(self) -> list[str]:
@@ -363,7 +383,7 @@ class GrowthPlan:
             "operator": self.operator,
             "knobs": dict(self.knobs),
             "source_config": dict(self.source_config),
-            "layers": list(self.layers),
+            "layers": [int(layer) for layer in self.layers],  # numpy's numbers too
             "claims": vars(self.claims),
             "citation": self.citation,
             "lifts": {name: lift_to_json(lift) for name, lift in self.lifts.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -84,6 +85,10 @@ def single_plan(
         if not _is_of(value, kind):
             said = kind.__name__ if isinstance(kind, type) and not get_args(kind) else kind
             raise OutgrowError(f"the knob '{knob}' of '{name}' must be of type {said}, not {value!r}")
+        if kind is float and not abs(value) <= sys.float_info.max:
+            raise OutgrowError(f"the knob '{knob}' of '{name}' must be a finite number, not {str(value)[:40]}")
+        if knob == "seed" and kind is int and value < 0:
+            raise OutgrowError(f"the seed of '{name}' must be at least 0, not {value}")
     for knob, parameter in parameters.items():
         if parameter.default is parameter.empty and knob not in knobs:
             raise OutgrowError(f"the operator '{name}' needs the knob '{knob}'")

@@ -27,7 +27,7 @@ def layer_list(text: str) -> tuple[int, ...]:
     if re.fullmatch(r"[1-9]+(\*\d{1,4})?(-[1-9]+(\*\d{1,4})?)*", text) and "*" in text:
         parts = (part.partition("*") for part in text.split("-"))
         order = [int(digit) - 1 for digits, _, times in parts for digit in digits * int(times or 1)]
-    elif re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+    elif re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text):
         ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
         if sum(abs(end[-1] - end[0]) + 1 for end in ends) > MOST_LAYERS:
             raise OutgrowError(f"the layer list '{text}' names more than {MOST_LAYERS:,} layers")
@@ -35,7 +35,7 @@ def layer_list(text: str) -> tuple[int, ...]:
         if any(end[0] > end[-1] for end in ends):
             raise OutgrowError(f"the layer list '{text}' has a range that runs backwards; write the smaller layer first")
     else:
-        raise OutgrowError(f"'{text}' is not a layer list; write 0-5,0-5,2-5 (from 0) or the paper's 12-3456*5-56 (from 1)")
+        raise OutgrowError(f"'{text[:80]}' is not a layer list; write 0-5,0-5,2-5 (from 0) or the paper's 12-3456*5-56 (from 1)")
     if len(order) > MOST_LAYERS:
         raise OutgrowError(f"the layer list '{text}' names more than {MOST_LAYERS:,} layers")
     return tuple(order)

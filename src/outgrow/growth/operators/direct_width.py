@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outgrow.arch import Arch, Config
-from outgrow.growth.operators.parts import as_they_are, exact_copies, has_dual, wider
+from outgrow.growth.operators.parts import as_they_are, exact_copies, has_dual, parting, wider
 from outgrow.growth.plan import Claims, GrowthPlan
 
 
@@ -19,8 +19,7 @@ def direct_width(
     lifts = {space: exact_copies(arch, space, old, new) for space, (old, new) in asked.items()}
     knobs = {space: new for space, (_, new) in asked.items()}
     claims = Claims(preserves=True, trains=True, dual=has_dual(lifts) and not noise)
-    rewrites = {"projected noise": {"share": noise}} if noise else {}
     return GrowthPlan(
         "direct-width", {**knobs, **({"noise": noise, "seed": seed} if noise else {})}, arch, config, as_they_are(arch, config), claims,
-        "arXiv:2405.15319", lifts=lifts, rewrites=rewrites, seed=seed,
+        "arXiv:2405.15319", lifts=lifts, rewrites=parting(noise), seed=seed,
     )  # fmt: skip

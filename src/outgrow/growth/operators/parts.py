@@ -8,7 +8,7 @@ from outgrow.arch import Arch, Config
 from outgrow.errors import OutgrowError
 from outgrow.spaces import MEAN, AnyLift, Lift, copies, mean, pad, tiling
 
-MOST_LAYERS, MOST_INDICES = 10_000, 1 << 24  # far beyond any model: a slip of the finger should not fill the memory
+MOST_LAYERS = 10_000  # far beyond any model: a slip of the finger should not fill the memory
 
 
 def as_they_are(arch: Arch, config: Config) -> tuple[int, ...]:
@@ -52,8 +52,6 @@ def wider(arch: Arch, config: Config, wanted: Mapping[str, int]) -> dict[str, tu
             raise OutgrowError(f"'{space}' is not a space of {arch.family}; its spaces: {', '.join(arch.spaces)}")
         if new < sizes[space]:
             raise OutgrowError(f"cannot grow '{space}' of {arch.family} from {sizes[space]} to {new}: the new size is smaller")
-        if new > MOST_INDICES:
-            raise OutgrowError(f"cannot grow '{space}' of {arch.family} from {sizes[space]} to {new:,}: that is more than {MOST_INDICES:,}")
         if new > sizes[space]:
             found[space] = sizes[space], new
     if not found:
@@ -83,6 +81,13 @@ def room(arch: Arch, space: str, old: int, new: int) -> Lift:
     if admits == "LayerNorm":
         return _gained(arch, mean(old, new))
     return _gained(arch, pad(old, new)) if admits == "RMSNorm" else pad(old, new)
+
+
+def parting(noise: float) -> dict[str, dict[str, float]]:
+    """The rewrite by which a share of noise lets copies part ways; none for no noise."""
+    if not 0 <= noise <= 1:
+        raise OutgrowError(f"'noise' is a share between 0 and 1, not {noise}")
+    return {"projected noise": {"share": noise}} if noise else {}
 
 
 def has_dual(lifts: Mapping[str, AnyLift]) -> bool:
