@@ -28,7 +28,7 @@ class Fitted:
     group: str
     fit: Fit
     labels: tuple[str, ...]
-    left_out: int
+    left_out: int = 0
 
 
 def fit_files(
