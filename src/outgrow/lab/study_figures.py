@@ -58,7 +58,7 @@ def curves(studied: Studied) -> Picture | None:
 
 def speed_ups(studied: Studied) -> Picture | None:
     """Speed-ups of every arm with their intervals, and the paper's."""
-    rows = [row for row in studied.rows if row.speed_ups["annealed"] and studied.study.against(row.name) != row.name]
+    rows = [row for row in studied.rows if any(row.speed_ups.values()) and studied.study.against(row.name) != row.name]
     if not rows:
         return None
     names = [row.name for row in rows]
