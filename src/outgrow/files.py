@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from outgrow.errors import OutgrowError
@@ -135,10 +136,10 @@ def _alive(pid: str) -> bool:
     return True
 
 
-def file_hash(path: Path) -> str:
-    """The hash of a file's bytes, 4 MiB in memory at a time."""
+def file_hash(path: Path, stopped: Event | None = None) -> str:
+    """The hash of a file's bytes, 4 MiB in memory at a time; given up, and then of no worth, once `stopped` is set."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
+        while not (stopped and stopped.is_set()) and (block := file.read(1 << 22)):
             digest.update(block)
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from outgrow.checkpoint.lineage import LINEAGE
 from outgrow.checkpoint.names import Names, names_of
 from outgrow.checkpoint.safetensors_file import Stored, entry_bytes, stored_in
 from outgrow.errors import OutgrowError
-from outgrow.files import read_json
+from outgrow.files import file_hash, read_json
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SIDE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"}
@@ -25,7 +25,6 @@ _KNOWN = (
     "chat_template",
 )  # fmt: skip
 _END = 1 << 20  # bytes of a weight file that tell it from another
-_BLOCK = 1 << 22  # bytes that are hashed at a time
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 # What is true of the source alone: its weights' place, its training, its scores.
 _NOT_SIDE = {CONFIG, LINEAGE, "training.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
@@ -69,7 +68,7 @@ class Checkpoint:
 
     def hashes(self, stopped: Event | None = None) -> dict[str, str]:
         """File name -> sha256 of every weight file; given up, and then of no worth, once `stopped` is set."""
-        return {path.name: _hash(path, stopped or Event()) for path in self.weight_files}
+        return {path.name: file_hash(path, stopped) for path in self.weight_files}
 
     def fingerprint(self) -> str:
         """What tells it from another in an instant: a hash of its config, its receipt, and each weight file's size and ends."""
@@ -177,14 +176,6 @@ def shard_name(number: int, total: int) -> str:
 def index_text(weight_map: Mapping[str, str], total_bytes: int) -> str:
     """The text of an index file."""
     return json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}, indent=2) + "\n"
-
-
-def _hash(path: Path, stopped: Event) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while not stopped.is_set() and (block := file.read(_BLOCK)):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _stored(directory: Path) -> dict[str, Stored]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from outgrow.lab.campaign import Sweep, chosen_trials, sweep, wanted
 from outgrow.lab.records import Record, Records
-from outgrow.lab.runs import lineage, own_flops
+from outgrow.lab.runs import lineage, own_flops, same_budget
 from outgrow.lab.speedup import Curve, bound, equal_loss, interval
 from outgrow.lab.study import Arm, Scale, Study, Trial, budgets_of, trial
 
@@ -207,8 +207,8 @@ def _finding(
     figures: dict[str, Figure | None] = dict.fromkeys(PROTOCOLS)
     if other != name:
         for protocol, ours, others in (("annealed", annealed, found[other][1]), ("un-annealed", constant, found[other][2])):
-            both = [(others[theirs], ours[mine]) for mine, theirs in pairs]
-            figures[protocol] = None if any(_is_one_run(*curves) for curves in both) else _figure(both)
+            curves = [(others[theirs], ours[mine]) for mine, theirs in pairs]
+            figures[protocol] = None if any(_is_one_run(*pair) for pair in curves) else _figure(curves)
     budgets = list[AtBudget]()
     for tokens in whole[0].branches if whole else ():
         ends = [records[one.branches[tokens].identity()] for one in whole]
@@ -236,23 +236,18 @@ def _records_of(study: Study, scale: Scale, name: str, rates: Sweep, whole: Sequ
 
 def _loss(one: Trial, tokens: int, records: Records) -> float | None:
     """The annealed loss at a budget; None where the arm has none there."""
-    return next((records[run.identity()].final_loss for budget, run in one.branches.items() if _same(budget, tokens)), None)
+    return next((records[run.identity()].final_loss for budget, run in one.branches.items() if same_budget(budget, tokens)), None)
 
 
 def _until(one: Trial, annealed: Curve, tokens: int) -> Curve:
     """An annealed curve up to a budget."""
-    return [point for budget, point in zip(one.branches, annealed, strict=True) if budget < tokens or _same(budget, tokens)]
+    return [point for budget, point in zip(one.branches, annealed, strict=True) if budget < tokens or same_budget(budget, tokens)]
 
 
 def _is_one_run(one: Curve, other: Curve) -> bool:
     """Are two curves pieces of one trajectory, as constant-rate trunks of arms that differ in their decay alone?"""
     shared = min(len(one), len(other)) - 1  # the last is a validation at the end of the shorter
     return shared > 0 and one[:shared] == other[:shared]
-
-
-def _same(budget: int, other: int) -> bool:
-    """Are two budgets one, but for the whole steps of different batches?"""
-    return math.isclose(budget, other, rel_tol=0.005)
 
 
 def _figure(pairs: Sequence[tuple[Curve, Curve]]) -> Figure | None:

@@ -59,8 +59,9 @@ def fit_files(
     for name in named or {}:
         if name not in (*wanted.columns, *(part for column in wanted.columns if column in DERIVED for part in DERIVED[column][0])):
             raise OutgrowError(f"the law '{law}' reads no column '{name}'{suggestion(name, wanted.columns)}")
-    runs = [row for path in paths if path.is_dir() or is_records(path) for row in _runs(path, wanted)]
-    tables = [row for path in paths if not (path.is_dir() or is_records(path)) for row in read_table(path)]
+    of_runs = [path for path in paths if path.is_dir() or is_records(path)]
+    runs = [row for path in of_runs for row in _runs(path, wanted)]
+    tables = [row for path in paths if path not in of_runs for row in read_table(path)]
     lacking = {id(row) for _, row in runs if not _is_known(row, wanted)}
     table = [*runs, *tables]
     groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import platform
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -76,6 +77,11 @@ def lineage(run: RunConfig) -> Iterator[RunConfig]:
     if run.start and run.start.run:
         yield from lineage(run.start.run)
     yield run
+
+
+def same_budget(tokens: float, other: float) -> bool:
+    """Are two budgets one, but for the whole steps of different batches?"""
+    return math.isclose(tokens, other, rel_tol=0.005)
 
 
 def in_order(runs: Iterable[RunConfig]) -> list[RunConfig]:

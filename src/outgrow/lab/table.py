@@ -16,7 +16,7 @@ from outgrow.config import parse
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.lab.records import Record, Records
-from outgrow.lab.runs import CONFIG, finished, first_token, lineage, model_of, read_result
+from outgrow.lab.runs import CONFIG, finished, first_token, lineage, model_of, read_result, same_budget
 from outgrow.lab.speedup import Curve, equal_loss, interval
 from outgrow.scaling.growth import Mixing, mixing_tokens
 from outgrow.training.config import RunConfig
@@ -131,7 +131,7 @@ class Arm:
 
     def curve(self, seed: int, tokens: float = math.inf) -> Curve:
         """(FLOPs, held-out loss) of runs of about so many tokens at most: annealed ones' ends; others' validations at full rate."""
-        runs = [one for one in self.seeds.get(seed, []) if one.run.tokens <= 1.005 * tokens]  # whole steps of another batch
+        runs = [one for one in self.seeds.get(seed, []) if one.run.tokens < tokens or same_budget(one.run.tokens, tokens)]
         if self.annealed:
             return sorted((one.flops, one.loss) for one in runs)
         return sorted({(flops, loss) for one in runs for _, flops, loss in one.at_full_rate})
