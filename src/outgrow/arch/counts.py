@@ -54,3 +54,15 @@ def flops_per_token(arch: Arch, config: Config, context: int) -> int:
     sizes = arch.sizes(config)
     attention = 12 * arch.layers(config) * sizes["kv"] * sizes.get("group", 1) * sizes["head"] * context
     return 6 * parameter_counts(arch, config).matmul + attention
+
+
+def step_flops(arch: Arch, config: Config, context: int, batch_tokens: int, optimizer: str) -> int:
+    """Training FLOPs of a step: its tokens', and under `muon` the products that make its updates orthogonal.
+
+    Those are five Newton-Schulz iterations X <- aX + (bA + cAA)X with A = XX', so 4 m^2 n + 2 m^3 each for a matrix of m rows and n >= m
+    columns (Jordan 2024, as in torch.optim.Muon), however many tokens the step has. What is done entry by entry, all of AdamW, is free.
+    """
+    sizes = arch.sizes(config)
+    matrices = (sorted(arch.shape(tensor.spec, sizes)) for tensor in arch.tensors(config) if tensor.is_inner_matrix)
+    updates = sum(5 * (4 * m * m * n + 2 * m**3) for m, n in matrices) if optimizer == "muon" else 0
+    return flops_per_token(arch, config, context) * batch_tokens + updates

@@ -121,6 +121,11 @@ class Tensor:
     spec: Spec
     expert: int | None = None
 
+    @property
+    def is_inner_matrix(self) -> bool:
+        """Is a matrix inside a block, which Muon takes: no embedding, head, gain or bias."""
+        return self.layer is not None and len(self.spec.axes) == 2
+
 
 @dataclass(frozen=True)
 class Arch:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from outgrow.arch import arch_for, flops_per_token, parameter_counts
+from outgrow.arch import arch_for, parameter_counts
 from outgrow.errors import OutgrowError
 from outgrow.lab.runs import first_token, model_of, own_flops
 from outgrow.models.build import empty
@@ -23,7 +23,7 @@ class Need:
 
     Attributes:
         parameters: of its model; `non_embedding` without embedding and head.
-        flops_per_token: of training.
+        flops_per_token: of training, the optimizer's among them.
         flops: of the whole run, its ancestors' not counted.
         state_bytes: weights, gradients and optimizer, on each of `ranks`.
         activation_bytes: what a forward pass keeps on each rank, at most about so much.
@@ -33,7 +33,7 @@ class Need:
 
     parameters: int
     non_embedding: int
-    flops_per_token: int
+    flops_per_token: float
     flops: float
     state_bytes: int
     activation_bytes: int
@@ -57,7 +57,7 @@ def need_of(run: RunConfig, ranks: int = 1) -> Need:
     return Need(
         counts.total,
         counts.non_embedding,
-        flops_per_token(arch, config, run.data.context),
+        own_flops(run) / (run.tokens - first_token(run)),
         own_flops(run),
         -(-state // ranks),
         _activations(run, config, sequence_tokens),

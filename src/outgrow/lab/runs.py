@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outgrow.arch import Config, arch_for, flops_per_token
+from outgrow.arch import Config, arch_for, step_flops
 from outgrow.checkpoint.grow import grow_directory
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import read_lineage
@@ -306,7 +306,8 @@ def first_token(run: RunConfig) -> int:
 def own_flops(run: RunConfig) -> float:
     """Training FLOPs of a run alone, its ancestors' not counted."""
     config = model_of(run)
-    return float(run.tokens - first_token(run)) * flops_per_token(arch_for(config), config, run.data.context)
+    steps = (run.tokens - first_token(run)) / run.batch_tokens
+    return steps * step_flops(arch_for(config), config, run.data.context, run.batch_tokens, run.optimizer.kind)
 
 
 def flops_done(run: RunConfig, root: Path) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from outgrow.arch import Config, arch_for, flops_per_token, parameter_counts
+from outgrow.arch import Config, arch_for, parameter_counts, step_flops
 from outgrow.errors import OutgrowError
 from outgrow.scaling.growth import FACTOR, WHY_NO_FACTOR_LAW, Mixing, growth_timing, stage_tokens
 from outgrow.scaling.shapes import FACTORS, growth_factors, with_layers
@@ -147,10 +147,10 @@ class Budget:
     def layers(self) -> int:
         return arch_for(self.config).layers(self.config)
 
-    def flops(self, layers: int, tokens: int) -> float:
+    def flops(self, layers: int, tokens: int, optimizer: str) -> float:
         """Training FLOPs of so many of the target's layers on so many tokens."""
         config = with_layers(self.config, layers)
-        return float(tokens) * flops_per_token(arch_for(config), config, self.context)
+        return tokens / self.batch_tokens * step_flops(arch_for(config), config, self.context, self.batch_tokens, optimizer)
 
     def whole(self, tokens: float) -> int:
         """Tokens in whole batches, at least one."""
@@ -300,7 +300,8 @@ def _late(budget: Budget, mixing: Mixing | None) -> Strategy:
     rate = learning_rate(budget.size)
     first = arch_for(budget.config).pattern(budget.config)  # one layer, or one of each kind where kinds take turns
     phases = (Phase(first, base, rate), Phase(budget.layers, budget.tokens - base, rate, f"expand(layers={budget.layers})", "keep"))
-    speed_up = budget.flops(budget.layers, budget.tokens) / sum(budget.flops(phase.layers, phase.tokens) for phase in phases) - 1
+    whole = budget.flops(budget.layers, budget.tokens, "muon")
+    speed_up = whole / sum(budget.flops(phase.layers, phase.tokens, "muon") for phase in phases) - 1
     expected = Expected(
         speed_up, None, None, "FLOPs counted here, output head included; the claim is of arXiv:2511.04981",
         "at equal tokens and a loss that is said to be 0.2% (7B) to 0.5% (124M) worse; no spread is published", at_equal_loss=False,
@@ -339,7 +340,7 @@ def _strategy(
     budget: Budget, name: str, summary: str, phases: Sequence[Phase], schedule: Mapping[str, Any], optimizer: Literal["adamw", "muon"],
     expected: Expected | None, evidence: tuple[Evidence, ...], warnings: tuple[str, ...] = (),
 ) -> Strategy:  # fmt: skip
-    flops = tuple(budget.flops(phase.layers, phase.tokens) for phase in phases)
+    flops = tuple(budget.flops(phase.layers, phase.tokens, optimizer) for phase in phases)
     return Strategy(name, summary, tuple(phases), schedule, optimizer, flops, expected, evidence, warnings)
 
 

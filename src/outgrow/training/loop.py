@@ -75,7 +75,7 @@ def train(
             _record_first(run, observer, batches)
             _evaluate(run, observer, evaluate)
             # What was computed in vain was paid for; the batch that did it is left out.
-            spent = before.flops + run.flops_per_token * config.batch_tokens
+            spent = before.flops + run.step_flops
             run.clock = replace(run.clock, flops=spent, skipped=before.tokens + before.skipped + config.batch_tokens - run.clock.tokens)
             _record(run, observer, _row(run, rolled_back=str(spike)))
     run.writer.finish()
@@ -140,8 +140,7 @@ def _step(run: Run, batches: Batches) -> dict[str, float]:
     run.optimizer.step(rate)
     if run.rewarm and warm < 1:
         run.rewarm.shorten(run.optimizer.parameters, warm)
-    step_flops = run.flops_per_token * config.batch_tokens
-    run.clock = Clock(clock.tokens + config.batch_tokens, clock.flops + step_flops, clock.steps + 1, clock.skipped)
+    run.clock = Clock(clock.tokens + config.batch_tokens, clock.flops + run.step_flops, clock.steps + 1, clock.skipped)
     return {"loss": total, "gradient_norm": norm, "learning_rate": rate}
 
 

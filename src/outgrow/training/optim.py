@@ -33,8 +33,7 @@ class Optimizer:
         for tensor in arch.tensors(config):
             if tensor.name not in self.parameters:
                 continue
-            matrix = tensor.layer is not None and tensor.spec.decays and len(tensor.spec.axes) == 2
-            kind = self.kinds[tensor.name] = "muon" if settings.kind == "muon" and matrix else "adamw"
+            kind = self.kinds[tensor.name] = "muon" if settings.kind == "muon" and tensor.is_inner_matrix else "adamw"
             share = _share(kind, tensor.spec, sizes, tuned_at)
             groups.setdefault((kind, tensor.spec.decays, share), []).append(self.parameters[tensor.name])
         self.torch: dict[str, torch.optim.Optimizer] = {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outgrow.arch import arch_for, flops_per_token
+from outgrow.arch import arch_for, flops_per_token, step_flops
 from outgrow.checkpoint.ranks import leads, world
 from outgrow.data.packed import Packed
 from outgrow.errors import OutgrowError
@@ -45,7 +45,8 @@ class Run:
     optimizer: Optimizer
     clock: Clock
     first: int  # the clock at which this run began
-    flops_per_token: int
+    flops_per_token: int  # the model's
+    step_flops: int  # the optimizer's among them
     copies: dict[str, list[int]] | None = None  # at the last growth
     masks: Masks | None = None
     rewarm: Rewarm | None = None
@@ -116,8 +117,9 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
         mend(directory / CHECKPOINTS)
         forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
     wait()
-    flops = flops_per_token(arch, model_config, config.data.context)
-    run = Run(config, directory, packed, model, parameters, decoder, optimizer, clock, first, flops, origin.copies, masks, rewarm)
+    context = config.data.context
+    flops = flops_per_token(arch, model_config, context), step_flops(arch, model_config, context, config.batch_tokens, config.optimizer.kind)
+    run = Run(config, directory, packed, model, parameters, decoder, optimizer, clock, first, *flops, origin.copies, masks, rewarm)
     losses = [row["loss"] for row in read_rows(directory) if "loss" in row]
     run.recent.extend(losses[-config.spike.window :])
     return run
