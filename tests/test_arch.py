@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from outgrow.arch import LLAMA, arch_for, flops_per_token, parameter_counts, parse
+from outgrow.arch import LLAMA, arch_for, flops_per_token, parameter_counts, parse, step_flops
 from outgrow.checkpoint.grow import grow_directory
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.errors import OutgrowError
@@ -122,6 +122,26 @@ def test_flops_are_six_per_multiplying_parameter_and_attention(name):
     attention = hidden * hidden * 2 + 2 * hidden * (hidden // heads) * kv
     by_hand = 6 * (layers * (attention + 3 * hidden * ffn) + 32_000 * hidden) + 12 * layers * hidden * 2048
     assert flops_per_token(LLAMA, _paper(name), 2048) == by_hand
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_step_under_muon_multiplies_to_orthogonalise(family):
+    """The products that torch.optim.Muon does to one update of every matrix inside a block, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = TINY[family]
+    arch = arch_for(config)
+    weights = {
+        tensor.name: torch.nn.Parameter(torch.ones(arch.shape(tensor.spec, arch.sizes(config))))
+        for tensor in arch.tensors(config) if tensor.is_inner_matrix
+    }  # fmt: skip
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    with FlopCounterMode(display=False) as counted:
+        torch.optim.Muon(weights.values()).step()
+    of_tokens = 8 * flops_per_token(arch, config, 16)
+    assert step_flops(arch, config, 16, 8, "muon") == of_tokens + counted.get_total_flops()
+    assert step_flops(arch, config, 16, 8, "adamw") == of_tokens
 
 
 def test_the_papers_sizes():

@@ -150,7 +150,7 @@ def test_bad_input_is_one_sentence(make_checkpoint, corpus, recipe, tmp_path):
     refused(outgrow("train", run, "--runs", tmp_path / "runs"), r"reads 64,000,000 tokens, and the corpus has")
     run = write(tmp_path / "f.yaml", TINY_RUN, corpus=nowhere, tokens=640)
     refused(outgrow("train", run, "--runs", tmp_path / "runs"), "the corpus '.*nowhere' does not exist")
-    refused(outgrow("demo", "--recipe", recipe, "--seeds", "a"), "--seeds takes distinct whole numbers")
+    refused(outgrow("demo", "--recipe", recipe, "--seeds", "a"), "--seeds takes how many, such as 3, or which, such as 0,2,3")
     recipe.write_text(recipe.read_text().replace("factor: 4", "factor: 3"))
     refused(outgrow("demo", "--recipe", recipe, "--runs", tmp_path / "runs"), "not a multiple of the growth factor 3")
     refused(outgrow("report", "--runs", nowhere), "is not finished in")

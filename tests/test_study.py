@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from outgrow.arch import arch_for, flops_per_token
+from outgrow.arch import arch_for, step_flops
 from outgrow.config import parse
 from outgrow.errors import OutgrowError
 from outgrow.lab.campaign import MOST_RATES, complete, run_study, sweep, wanted
@@ -26,7 +26,7 @@ from outgrow.lab.runs import first_token, lineage, model_of
 from outgrow.lab.speedup import bound, loss_at
 from outgrow.lab.studies import Studied, budget_table, main_table, quoted, read_studies, sentences, sweep_table
 from outgrow.lab.study import Scale, Study, open_study, trial
-from outgrow.lab.study_figures import best_instants, fitted_laws, pictures
+from outgrow.lab.study_figures import best_instants, curves, fitted_laws, pictures
 from outgrow.lab.study_page import fit_rows
 
 from .recipes import write
@@ -84,7 +84,7 @@ def made_up(study: Study, scale: Scale, path: Path, loss, seeds: int = 3, skip=l
 def _record(run, records, loss) -> Record:
     arm, _, _ = run.name.partition("-rate")
     config = model_of(run)
-    per_token = flops_per_token(arch_for(config), config, run.data.context)
+    per_token = step_flops(arch_for(config), config, run.data.context, run.batch_tokens, run.optimizer.kind) / run.batch_tokens
     before = records[run.start.run.identity()] if run.start else None
     begin = first_token(run)
     spent = next(flops for tokens, flops, *_ in before.points if tokens == begin) if before else 0.0  # by its ancestors
@@ -349,7 +349,7 @@ def test_seeds_that_bound_a_speed_up_differently(tmp_path):
 
 
 def test_gaps_are_of_one_seed(tmp_path):
-    """Seeds that diverged, another in each arm, leave one in common: the gap is that one's, not of two different seeds."""
+    """Seeds that are not trained yet, another in each arm, leave one in common: the gap is that one's, not of two different seeds."""
     study, scale = nano("operators")
     only = study.model_copy(update={"arms": {name: study.arms[name] for name in ("scratch", "direct-depth")}})
     loss = {
@@ -366,10 +366,46 @@ def test_gaps_are_of_one_seed(tmp_path):
         gone = (record.name.startswith("scratch") and "seed1" in record.name) or (
             record.name.startswith("direct") and "seed2" in record.name
         )
-        dict.__setitem__(some, key, replace(record, points=[], diverged="it did") if gone else record)
+        if not gone:
+            dict.__setitem__(some, key, record)
     rows = tuple(findings(only, scale, 3, some))
     assert rows[1].end.gap[0] == pytest.approx(0.1)
     assert pictures(Studied(only, scale, "nano", 3, some, rows))  # drawn, though the best arm has a seed that scratch lacks
+
+
+def test_a_seed_that_diverges_is_told_and_takes_the_interval_with_it(tmp_path):
+    """Two seeds of three would flatter the arm whose third has no end; its losses stand, and so do the other arms' figures."""
+    study, scale = nano("operators")
+    names = ("scratch", "direct-depth", "zero-depth")
+    only = study.model_copy(update={"arms": {name: study.arms[name] for name in names}})
+    records = made_up(only, scale, tmp_path / "all.jsonl", lambda *a: power(*a, gain={}))
+    some = Records(tmp_path / "some.jsonl")
+    for key, record in records.items():
+        gone = record.name.startswith("direct-depth-rate0.012-seed2-annealed")
+        dict.__setitem__(some, key, replace(record, points=[], diverged="it did") if gone else record)
+    rows = tuple(findings(only, scale, 3, some))
+    assert [row.lost for row in rows] == [(), (2,), ()]
+    assert rows[1].speed_ups == {"annealed": None, "un-annealed": None}
+    assert (rows[1].end.gap, rows[1].end.speed_up, len(rows[1].end.losses)) == (None, None, 2)
+    assert rows[2].speed_ups["annealed"].student
+    told = "\n".join(sentences(Studied(only, scale, "nano", 3, some, rows)))
+    assert "Diverged: direct-depth-rate0.012-seed2-annealed" in told
+    assert "Not finished" not in told
+
+
+def test_seeds_validated_at_other_clocks_are_drawn_where_they_meet(tmp_path):
+    """How often a run is validated is not part of what it is, and may be changed half-way through a study."""
+    study, scale = nano("operators")
+    only = study.model_copy(update={"arms": {name: study.arms[name] for name in ("scratch", "direct-depth")}})
+    records = made_up(only, scale, tmp_path / "all.jsonl", lambda *a: power(*a, gain={}))
+    key, trunk = next((k, r) for k, r in records.items() if r.name.startswith("scratch-rate0.012-seed1-trunk"))
+    dict.__setitem__(records, key, replace(trunk, points=[trunk.points[0], *trunk.points[2:]]))
+    rows = tuple(findings(only, scale, 3, records))
+    drawn = curves(Studied(only, scale, "nano", 3, records, rows))
+    assert drawn
+    dashed = next(one for one in drawn.series if one.name == "scratch" and one.dashed)
+    assert len(dashed.x) == len(dashed.also["tokens"]) == len(dashed.also["hours"]) == len(trunk.points) - 2
+    assert dashed.also["hours"] == sorted(dashed.also["hours"])
 
 
 def test_studies_share_runs_and_their_checkpoints():

@@ -20,6 +20,7 @@ from outgrow.config import parse
 from outgrow.data.config import DataConfig
 from outgrow.data.packed import prepare
 from outgrow.errors import Interrupted, OutgrowError
+from outgrow.lab.runs import own_flops
 from outgrow.lab.tiny import TINY
 from outgrow.training import state
 from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig
@@ -135,7 +136,9 @@ def test_training_learns(run, packed, tmp_path):
     assert losses[-1] < losses[0] - 1.5
 
 
-def test_the_record_has_a_row_a_step_with_flops_that_add_up(run, packed, tmp_path):
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_record_has_a_row_a_step_with_flops_that_add_up(kind, run, packed, tmp_path):
+    run = run.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e-2, kind=kind)})
     train(run, tmp_path / "run", packed, None, Observer())
     rows = record(tmp_path / "run")
     steps = [row for row in rows if "loss" in row]
@@ -143,6 +146,7 @@ def test_the_record_has_a_row_a_step_with_flops_that_add_up(run, packed, tmp_pat
     assert [row["tokens"] for row in rows if "validation_loss" in row] == [0, 7 * BATCH, 14 * BATCH, 20 * BATCH]
     per_token = {row["flops"] / row["tokens"] for row in steps}
     assert len(per_token) == 1
+    assert steps[-1]["flops"] == own_flops(run)
     assert json.loads((tmp_path / "run" / FINISHED).read_text()) == {"tokens": 20 * BATCH, "flops": steps[-1]["flops"]}
 
 

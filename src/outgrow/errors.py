@@ -5,5 +5,9 @@ class OutgrowError(ValueError):
     """Something the user gave cannot be used; the message is one sentence that names it and the way out."""
 
 
+class DivergedError(OutgrowError):
+    """A loss, a gradient or weights that are no numbers, or a loss that rose far above what it was."""
+
+
 class Interrupted(Exception):
     """A run was asked to stop and has saved itself; the message says how to go on."""

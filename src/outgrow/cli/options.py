@@ -12,12 +12,15 @@ from outgrow.errors import OutgrowError
 
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs and packed data are kept and found again.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="A comparison recipe (YAML); the built-in one if not given.")]
-Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, such as 0 or 0,1,2; three or more give an interval.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="How many, 0 and up, or which, such as 0,2,3; three or more give an interval.")]
 Page = Annotated[
     Path | None,
     typer.Option("--output", help="Where the report goes; in RUNS if not given."),
 ]
 
+SlurmOptions = Annotated[
+    list[str] | None, typer.Option("--option", help="An option of SLURM, NAME=VALUE, such as partition=gpu. May be repeated.")
+]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="A setting in place of the file's: optimizer.learning_rate=0.001. May be repeated.")
 ]
@@ -60,14 +63,20 @@ def knob_of(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """Name -> value of an option that was given as NAME=VALUE any number of times."""
+    return dict(pair(text, option) for text in texts or [])
+
+
 def seeds_of(text: str) -> tuple[int, ...]:
-    """Distinct whole numbers with commas between."""
+    """Seeds: a number says how many, 0 and up; several with commas say which."""
     try:
-        seeds = tuple(int(part) for part in text.split(","))
+        given = [int(part) for part in text.split(",")]
     except ValueError:
-        seeds = ()
+        given = []
+    seeds = tuple(range(given[0])) if len(given) == 1 else tuple(given)
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise OutgrowError(f"--seeds takes distinct whole numbers, such as 0 or 0,1,2, not '{text}'")
+        raise OutgrowError(f"--seeds takes how many, such as 3, or which, such as 0,2,3, not '{text}'")
     return seeds
 
 

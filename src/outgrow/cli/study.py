@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import Factor, Page, Recipe, Runs, pair, seeds_of
+from outgrow.cli.options import Factor, Page, Recipe, Runs, SlurmOptions, pairs, seeds_of
 from outgrow.cli.show import refuse_picture
 from outgrow.errors import OutgrowError
 
@@ -24,7 +24,7 @@ def study(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run on a CPU.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="slurm, or local: every run a job of submitit.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="An option of SLURM, NAME=VALUE. May be repeated.")] = None,
+    option: SlurmOptions = None,
     show: Annotated[bool, typer.Option("--list", help="Say what is done and what is left, and run nothing.")] = False,
 ) -> None:
     """Run what a study lacks: every arm's sweep of the learning rate, then all seeds; killed, the same command goes on.
@@ -38,13 +38,15 @@ def study(
     from outgrow.lab.study import open_study
     from outgrow.lab.submit import executor, submit_with
 
+    if option and cluster != "slurm":
+        raise OutgrowError("--option is one of SLURM and has no effect without --cluster slurm; leave it out")
     found = [open_study(name, scale, folder) for name in named(names, folder)]
     records = Records(results_file(folder, scale))
     where = runs or Path("runs") / Path(scale).stem
     submit = None
     if cluster and not show:
         logs = where / "logs"
-        submit = submit_with(executor(cluster, logs, 1, 1, 24.0, dict(pair(text, "--option") for text in option or [])), logs)
+        submit = submit_with(executor(cluster, logs, 1, 1, 24.0, pairs(option, "--option")), logs)
     for asked, size in found:
         if not show:
             run_study(asked, size, seeds, where, records, jobs, threads, lambda line: print(line, flush=True), submit)
@@ -58,7 +60,9 @@ def report(
     ] = None,
     runs: Runs = Path("runs"),
     recipe: Recipe = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds: 0 or 0,1,2 of a comparison; how many of studies, 3 if not given.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="How many, 0 and up: 1 of a comparison and 3 of studies if not given; of a comparison also which.")
+    ] = None,
     output: Page = None,
     scale: Annotated[str, typer.Option(help="The scale of the studies.")] = "nano",
     folder: Annotated[Path, typer.Option(help="Where studies, scales and results lie.")] = Path("studies"),
@@ -73,14 +77,15 @@ def report(
         from outgrow.lab.outcome import read_outcome
 
         found = open_recipe(recipe)
-        show(read_outcome(found.comparison, seeds_of(seeds or "0"), runs), found, output or runs / "report.html")
+        show(read_outcome(found.comparison, seeds_of(seeds or "1"), runs), found, output or runs / "report.html")
         return
     from outgrow.lab.studies import read_studies
     from outgrow.lab.study_page import show_studies, write_studies
 
-    if seeds is not None and not (seeds.isdigit() and int(seeds)):
+    count = len(seeds_of(seeds or "3"))
+    if seeds_of(seeds or "3") != tuple(range(count)):
         raise OutgrowError(f"--seeds of studies says how many, such as 3, not '{seeds}'")
-    read = read_studies(studies, scale, int(seeds or 3), folder, against)
+    read = read_studies(studies, scale, count, folder, against)
     show_studies(read)
     if recipe:
         raise OutgrowError("--recipe is what a comparison is made of; name studies, or give it, and not both")
@@ -112,7 +117,7 @@ def fit(
     from outgrow.lab.advise import quantity
 
     refuse_picture(figure)
-    named, rows = (dict(pair(text, option) for text in given or []) for given, option in ((column, "--column"), (only, "--only")))
+    named, rows = pairs(column, "--column"), pairs(only, "--only")
     budget = quantity(flops, "--flops") if flops else None
     found = fitting.fit_files(files, law, named, rows, by, resamples, grid)
     if as_json:
@@ -124,8 +129,8 @@ def fit(
 
 @app.command()
 def advise(
+    tokens: Annotated[str, typer.Option(help="Tokens that may be read, such as 300B.")],
     params: Annotated[str | None, typer.Option(help="Parameters of the target, such as 7B.")] = None,
-    tokens: Annotated[str, typer.Option(help="Tokens that may be read, such as 300B.")] = "",
     target: Annotated[Path | None, typer.Option(help="The target's config.json, in place of --params.")] = None,
     hardware: Annotated[str | None, typer.Option(help="Accelerators, such as h200:64; FLOPs alone if not given.")] = None,
     mfu: Annotated[float, typer.Option(help="The share of their peak that training reaches.")] = 0.4,
@@ -144,8 +149,6 @@ def advise(
     from outgrow.lab import advice
     from outgrow.lab import advise as planner
 
-    if not tokens:
-        raise OutgrowError("say how many tokens may be read, with --tokens 300B")
     found = planner.advise(params, tokens, target, hardware, mfu, pilot, factor, vocab, context, data, batch)
     if output:
         planner.write_recipes(found, output)

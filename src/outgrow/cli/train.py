@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import DEFAULT_TRACK, Changes, Page, Recipe, Runs, Seeds, Track, knob_of, seeds_of
+from outgrow.cli.options import DEFAULT_TRACK, Changes, Page, Recipe, Runs, Seeds, SlurmOptions, Track, pairs, seeds_of
+from outgrow.errors import OutgrowError
 
 
 @app.command()
 def demo(
     runs: Runs = Path("runs"),
     recipe: Recipe = None,
-    seeds: Seeds = "0",
+    seeds: Seeds = "1",
     output: Page = None,
 ) -> None:
     """Train a base, grow it, train the target and the same target from scratch; print and report the speed-up.
@@ -71,21 +72,20 @@ def submit(
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
     ranks: Annotated[int, typer.Option(min=1, help="Ranks on each node, one a GPU.")] = 8,
     hours: Annotated[float, typer.Option(min=0.01, help="After which the job is stopped, and queued again.")] = 24.0,
-    option: Annotated[
-        list[str] | None, typer.Option(help="An option of SLURM, NAME=VALUE, such as partition=gpu. May be repeated.")
-    ] = None,
+    option: SlurmOptions = None,
     logs: Annotated[Path, typer.Option(help="Where the ranks' output goes.")] = Path("logs"),
     follow: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
 ) -> None:
     """Train a recipe as a SLURM job; when it is preempted or out of time it is queued again and goes on."""
     from outgrow.lab.recipe import find_recipe, read_runs
-    from outgrow.lab.submit import Handed, Job
-    from outgrow.lab.submit import submit as handed_over
+    from outgrow.lab.submit import Job, executor, submit_with
 
+    if option and cluster != "slurm":
+        raise OutgrowError(f"--option is one of SLURM and has no effect with --cluster {cluster}; leave it out")
     read_runs(recipe, change or [])  # mistakes are told here, not in a log
     job = Job(find_recipe(recipe), tuple(change or ()), runs.absolute(), tuple(track or DEFAULT_TRACK))
-    made = handed_over(job, cluster, logs, nodes, ranks, hours, dict(knob_of(text) for text in option or []))
-    print(f"job {made.job_id}; its output: {logs}")
+    handed = submit_with(executor(cluster, logs, nodes, ranks, hours, pairs(option, "--option")), logs)(job)
+    print(f"job {handed.job.job_id}; its output: {logs}")
     if follow:
-        for name, loss in Handed(made, logs).result().items():
+        for name, loss in handed.result().items():
             print(f"{name}: held-out loss {loss:.4f}")

@@ -18,7 +18,7 @@ from threading import Lock, Thread
 from typing import Any
 
 from outgrow.data.packed import prepare
-from outgrow.errors import Interrupted, OutgrowError
+from outgrow.errors import DivergedError, Interrupted, OutgrowError
 from outgrow.files import read_json
 from outgrow.lab.records import Record, Records, diverged_record, record_of
 from outgrow.lab.runs import ENVIRONMENT, execute, finished, lineage, own_flops, place, read_result
@@ -135,13 +135,11 @@ def run_study(
 
 def train_one(run: RunConfig, root: Path) -> str:
     """Trains one run whose parent is there; returns why it diverged, or nothing. Runs in a process of its own."""
-    from outgrow.training.loop import SpikeError
-
     stop = _Stop()
     with _busy:
         try:
             execute(run, root, stop, patient=True)  # a worker that outlived its killed parent may still be at it
-        except SpikeError as error:
+        except DivergedError as error:
             return str(error)
     return ""
 
@@ -173,11 +171,14 @@ def _workers(jobs: int, threads: int, submit: Callable[..., Any] | None) -> Iter
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_single, initargs=(threads,)) as pool:
         try:
             yield lambda run, root: pool.submit(train_one, run, root)
-        except (KeyboardInterrupt, BrokenProcessPool, Interrupted):
+        except (KeyboardInterrupt, BrokenProcessPool, Interrupted) as error:
             for worker in active_children():
                 worker.terminate()  # SIGTERM: it saves, and stops
             pool.shutdown(wait=True, cancel_futures=True)
-            raise Interrupted("stopped; what was trained is kept, and the same command goes on") from None
+            why = "stopped"
+            if isinstance(error, BrokenProcessPool):
+                why = "a run's process was killed, as a system short of memory does; --jobs says how many there are at once"
+            raise Interrupted(f"{why}; what was trained is kept, and the same command goes on") from None
 
 
 def _single(threads: int) -> None:

@@ -76,6 +76,7 @@ class Finding:
         diverged: names and reasons of runs that did, the sweep's among them.
         records: of all its runs, the sweep's among them, parents first.
         is_baseline: is it what it would be compared with?
+        lost: seeds that diverged at the best rate. Figures over the others alone would flatter, so there are none.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Finding:
     diverged: tuple[tuple[str, str], ...]
     records: tuple[Record, ...]
     is_baseline: bool
+    lost: tuple[int, ...]
 
     @property
     def end(self) -> AtBudget | None:
@@ -105,7 +107,8 @@ class Finding:
 def findings(study: Study, scale: Scale, seeds: int, records: Records) -> list[Finding]:
     """What the records say of every arm."""
     found = {name: _curves(study, scale, name, seeds, records) for name in study.arms}
-    return [_finding(study, scale, name, records, found) for name in study.arms]
+    lost = {name: [one for one in chosen_trials(study, scale, name, seeds, records) if _diverged(one, records)] for name in study.arms}
+    return [_finding(study, scale, name, records, found, lost) for name in study.arms]
 
 
 def state_lines(study: Study, scale: Scale, seeds: int, records: Records) -> Iterator[str]:
@@ -130,9 +133,10 @@ def state_lines(study: Study, scale: Scale, seeds: int, records: Records) -> Ite
     speeds = [own / record.seconds for record in records.values() if record.seconds and (own := _own(record))]
     hours = f", about {cost / median(speeds) / 3600:.1f} hours of one job" if speeds and cost else ""
     done = {record.identity: record for record in known}.values()
-    more = len(later.keys() - left.keys())
+    now = {key for key in left if key not in records}
+    more = len({key for key in later if key not in records} - now)
     yield (
-        f"left: {len(left)} runs now"
+        f"left: {len(now)} runs now"
         + (f", {more} once rates are chosen" if more else "")
         + f", {cost:.3g} FLOPs{hours}; done: {len(done)} runs, {sum(map(_own, done)):.3g} FLOPs, "
         f"{sum(record.seconds for record in done) / 3600:.1f} hours of one job"
@@ -190,6 +194,10 @@ def _recorded(one: Trial, records: Records) -> bool:
     return all(run.identity() in records and not records[run.identity()].diverged for run in one.runs())
 
 
+def _diverged(one: Trial, records: Records) -> bool:
+    return any(record.diverged for record in records.of(one.runs()))
+
+
 def _constant(one: Trial, records: Records) -> Curve:
     """The constant-rate curve of the target: a trunk's validations, or, where every budget has a trunk of its own, their ends."""
     trunks = {run.identity(): run for run in one.trunks.values()}
@@ -199,13 +207,15 @@ def _constant(one: Trial, records: Records) -> Curve:
 
 
 def _finding(
-    study: Study, scale: Scale, name: str, records: Records, found: dict[str, tuple[list[Trial], list[Curve], list[Curve]]]
-) -> Finding:
+    study: Study, scale: Scale, name: str, records: Records, found: dict[str, tuple[list[Trial], list[Curve], list[Curve]]],
+    lost: dict[str, list[Trial]],
+) -> Finding:  # fmt: skip
     whole, annealed, constant = found[name]
     other = study.against(name)
+    compares = other != name and not lost[name] and not lost[other]
     pairs = [(mine, theirs) for mine, one in enumerate(whole) for theirs, two in enumerate(found[other][0]) if one.seed == two.seed]
     figures: dict[str, Figure | None] = dict.fromkeys(PROTOCOLS)
-    if other != name:
+    if compares:
         for protocol, ours, others in (("annealed", annealed, found[other][1]), ("un-annealed", constant, found[other][2])):
             curves = [(others[theirs], ours[mine]) for mine, theirs in pairs]
             figures[protocol] = None if any(_is_one_run(*pair) for pair in curves) else _figure(curves)
@@ -215,16 +225,16 @@ def _finding(
         both = [(whole[a], found[other][0][b]) for a, b in pairs]
         losses = [(_loss(one, tokens, records), _loss(two, tokens, records)) for one, two in both]
         gaps = [mine - theirs for mine, theirs in losses if mine is not None and theirs is not None]
-        gap = (mean(gaps), interval(gaps)) if gaps and other != name else None
+        gap = (mean(gaps), interval(gaps)) if gaps and compares else None
         cut = [(_until(found[other][0][b], found[other][1][b], tokens), _until(whole[a], annealed[a], tokens)) for a, b in pairs]
-        speed_up = _figure(cut) if other != name and all(len(curve) > 1 for pair in cut for curve in pair) else None
+        speed_up = _figure(cut) if compares and all(len(curve) > 1 for pair in cut for curve in pair) else None
         budgets.append(AtBudget(tokens, mean(end.flops for end in ends), tuple(end.final_loss for end in ends), gap, speed_up))
     rates = sweep(study, scale, name, records)
-    own = _records_of(study, scale, name, rates, whole, records)
+    own = _records_of(study, scale, name, rates, [*whole, *lost[name]], records)
     diverged = tuple((record.name, record.diverged) for record in own if record.diverged)
     return Finding(
         name, study.arms[name], rates, tuple(whole), tuple(annealed), tuple(constant), tuple(budgets), figures, diverged, tuple(own),
-        other == name,
+        other == name, tuple(one.seed for one in lost[name]),
     )  # fmt: skip
 
 

@@ -53,7 +53,12 @@ def results_file(folder: Path, scale: str) -> Path:
 
 def named(names: Sequence[str], folder: Path) -> list[str]:
     """Studies by name; `all` stands for every one of the folder."""
-    return sorted(path.stem for path in folder.glob("*.yaml")) if list(names) == ["all"] else list(names)
+    if list(names) != ["all"]:
+        return list(names)
+    found = sorted(path.stem for path in folder.glob("*.yaml"))
+    if not found:
+        raise OutgrowError(f"'{folder}' holds no study; run this in a clone, or give a --folder that does")
+    return found
 
 
 def read_studies(names: Sequence[str], scale: str, seeds: int, folder: Path, against: str | None = None) -> list[Studied]:
@@ -161,7 +166,7 @@ def sentences(studied: Studied) -> Iterator[str]:
         if (found := rank_correlation(studied.rows, protocol)) is not None:
             yield f"Rank correlation with the paper's figures, {protocol}: {found[0]:+.2f} over {found[1]} arms."
     yield from (f"Diverged: {name} ({why})." for name, why in dict(pair for row in studied.rows for pair in row.diverged).items())
-    left = [row.name for row in studied.rows if len(row.trials) < studied.seeds]
+    left = [row.name for row in studied.rows if len(row.trials) + len(row.lost) < studied.seeds]
     if left:
         yield f"Not finished: {', '.join(left)}."
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from statistics import mean
+from statistics import mean, median
 
 import numpy as np
 
@@ -13,12 +13,13 @@ from outgrow.errors import OutgrowError
 from outgrow.lab.figures import Figure as Picture
 from outgrow.lab.figures import Series
 from outgrow.lab.findings import PROTOCOLS, Finding
-from outgrow.lab.records import Records
-from outgrow.lab.speedup import Curve, SpeedUp, equal_loss, loss_at
+from outgrow.lab.records import Record, Records
+from outgrow.lab.speedup import SpeedUp, equal_loss, loss_at
 from outgrow.lab.studies import Studied, last_growth, quoted
 from outgrow.lab.study import Trial
 from outgrow.scaling import LAWS, Fit, fit
 from outgrow.scaling.laws import Columns
+from outgrow.training.config import RunConfig
 
 RED, PAPER = "#dc2626", "#f59e0b"
 
@@ -31,21 +32,16 @@ def pictures(studied: Studied) -> list[Picture]:
 
 
 def curves(studied: Studied) -> Picture | None:
-    """Held-out loss of every arm, mean over seeds, against FLOPs, tokens and hours: annealed ends, and dotted the constant rate."""
-    series = list[Series]()
+    """Held-out loss of every arm, mean over seeds, against FLOPs, tokens and hours: annealed ends, and dotted the constant rate.
+
+    Hours are those of a job that trains every model at the median speed of all records of its like, since machines differ.
+    """
+    series, speeds = list[Series](), _speeds(studied.records)
     for row in studied.rows:
         if not row.trials:
             continue
-        ends = [[studied.records[run.identity()] for run in one.branches.values()] for one in row.trials]
-        tokens = [float(end.tokens) for end in ends[0]]
-        hours = [_mean([_seconds(studied.records, end.identity) for end in same]) / 3600 for same in zip(*ends, strict=True)]
-        series.append(_series(row.name, row.annealed, {"tokens": tokens, "hours": hours}))
-        points = [_trunk_points(one, studied.records) for one in row.trials]
-        also = {
-            "tokens": [point[1] for point in points[0]],
-            "hours": [_mean([one[2] for one in same]) for same in zip(*points, strict=True)],
-        }
-        series.append(_series(row.name, row.constant, also, dashed=True))
+        series.append(_series(row.name, [_ends(one.branches.values(), studied.records, speeds) for one in row.trials]))
+        series.append(_series(row.name, [_trunk_points(one, studied.records, speeds) for one in row.trials], dashed=True))
     best = studied.best
     if best and (figure := best.speed_ups["annealed"]) and best.end:
         met = list(_crossings(studied, best))
@@ -233,29 +229,54 @@ def _mean(values: Sequence[float]) -> float:
     return mean(values) if values else math.nan
 
 
-def _series(name: str, seeds: Sequence[Curve], also: Mapping[str, Sequence[float]], dashed: bool = False) -> Series:
-    """The mean over seeds, whose points lie at the same FLOPs."""
-    flops = [flops for flops, _ in seeds[0]]
-    losses = [_mean([loss for _, loss in same]) for same in zip(*seeds, strict=True)]
-    return Series(name, flops, losses, "lines" if dashed else "lines+markers", dashed=dashed, also=also)
+Points = Mapping[int, tuple[float, float, float]]  # tokens -> (FLOPs, held-out loss, hours)
 
 
-def _trunk_points(one: Trial, records: Records) -> list[tuple[float, float, float]]:
-    """(FLOPs, tokens, hours) of each point of a trial's constant-rate curve."""
-    trunks = [records[run.identity()] for run in {run.identity(): run for run in one.trunks.values()}.values()]
+def _series(name: str, seeds: Sequence[Points], dashed: bool = False) -> Series:
+    """The mean over seeds at the clocks that all of them have: how often a run is validated may be changed on its way."""
+    tokens = sorted(set.intersection(*(set(points) for points in seeds)))
+    flops, losses, hours = ([mean(points[clock][which] for points in seeds) for clock in tokens] for which in range(3))
+    mode = "lines" if dashed else "lines+markers"
+    return Series(name, flops, losses, mode, dashed=dashed, also={"tokens": [float(clock) for clock in tokens], "hours": hours})
+
+
+def _ends(runs: Iterable[RunConfig], records: Records, speeds: Mapping[Like, float]) -> Points:
+    """The last point of each run."""
+    ends = [records[run.identity()] for run in runs]
+    return {end.tokens: (end.flops, end.final_loss, _hours(records, speeds, end)) for end in ends}
+
+
+def _trunk_points(one: Trial, records: Records, speeds: Mapping[Like, float]) -> Points:
+    """A trial's constant-rate curve: a trunk's validations, or, where every budget has a trunk of its own, their ends."""
+    trunks = {run.identity(): run for run in one.trunks.values()}
     if len(trunks) > 1:
-        return sorted((one.flops, float(one.tokens), _seconds(records, one.identity) / 3600) for one in trunks)
-    trunk = trunks[0]
-    return [(flops, tokens, _seconds(records, trunk.identity, int(tokens)) / 3600) for tokens, flops, *_ in trunk.points if flops]
+        return _ends(trunks.values(), records, speeds)
+    trunk = records[next(iter(trunks))]
+    return {int(at): (flops, loss, _hours(records, speeds, trunk, int(at))) for at, flops, loss, _ in trunk.points if flops}
 
 
-def _seconds(records: Records, identity: str, tokens: int | None = None) -> float:
-    """Seconds of training up to a clock, ancestors included, at each run's median speed."""
-    record = records[identity]
+Like = tuple[int, str, int]  # runs of one speed: parameters, optimizer, batch
+
+
+def _like(record: Record) -> Like:
+    return record.params, record.settings["optimizer"].get("kind", "adamw"), record.settings["batch_tokens"]  # identities leave AdamW out
+
+
+def _speeds(records: Records) -> dict[Like, float]:
+    """Tokens per second of runs of each kind, the median over records."""
+    found: dict[Like, list[float]] = {}
+    for record in records.values():
+        if record.tokens_per_second:
+            found.setdefault(_like(record), []).append(record.tokens_per_second)
+    return {like: median(speeds) for like, speeds in found.items()}
+
+
+def _hours(records: Records, speeds: Mapping[Like, float], record: Record, tokens: int | None = None) -> float:
+    """Hours of training up to a clock, ancestors included."""
     end = record.tokens if tokens is None else tokens
     begin = int(record.points[0][0]) if record.points and record.parent else 0
-    before = _seconds(records, record.parent, begin) if record.parent and record.parent in records else 0.0
-    return before + (end - begin) / max(record.tokens_per_second, 1e-9)
+    before = _hours(records, speeds, records[record.parent], begin) if record.parent and record.parent in records else 0.0
+    return before + (end - begin) / speeds.get(_like(record), math.inf) / 3600
 
 
 def _crossings(studied: Studied, best: Finding) -> Iterator[SpeedUp]:

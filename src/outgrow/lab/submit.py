@@ -33,28 +33,6 @@ class Job:
         results = execute_all(runs, self.runs, track=self.track)
         return {run.name: results[run.identity()].final_loss for run in runs}
 
-    def checkpoint(self) -> Any:
-        """What submitit queues again when the job is preempted or runs out of time."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self)
-
-
-def submit(
-    job: Job, cluster: str, logs: Path, nodes: int, ranks: int, hours: float, options: dict[str, Any]
-) -> Any:  # fmt: skip
-    """Hands a job over; returns submitit's own job.
-
-    Args:
-        job: it.
-        cluster: `slurm`, or `local` for processes of this machine.
-        logs: folder for what the ranks print.
-        nodes, ranks: nodes, and ranks on each; with GPUs, one a rank.
-        hours: after which SLURM stops it, and submitit queues it again.
-        options: of SLURM, such as partition or account.
-    """
-    return executor(cluster, logs, nodes, ranks, hours, options).submit(job)
-
 
 @dataclass(frozen=True)
 class Handed:
@@ -97,7 +75,15 @@ def submit_with(made: Any, logs: Path) -> Callable[..., Handed]:
 
 
 def executor(cluster: str, logs: Path, nodes: int, ranks: int, hours: float, options: dict[str, Any]) -> Any:
-    """What hands calls over to SLURM, or to processes of this machine; see `submit`."""
+    """What hands calls over: submitit's executor.
+
+    Args:
+        cluster: `slurm`, or `local` for processes of this machine.
+        logs: folder for what the ranks print.
+        nodes, ranks: nodes, and ranks on each; with GPUs, one a rank.
+        hours: after which SLURM stops a job, and submitit queues it again.
+        options: of SLURM, such as partition or account.
+    """
     try:
         import submitit
     except ModuleNotFoundError:

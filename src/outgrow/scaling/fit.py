@@ -46,12 +46,19 @@ class Fit:
     def derived(self) -> dict[str, float]:
         """What follows from the coefficients; NaN where it does not, here or in more than one of forty resamples."""
         values = self.law.derived(self.law.reported(self.theta))
-        return {name: value if not len(self.draws) or name in self.intervals else math.nan for name, value in values.items()}
+        known = [name for name in values if self._has_levels(name) and (not len(self.draws) or name in self.intervals)]
+        return {name: value if name in known else math.nan for name, value in values.items()}
 
     @property
     def intervals(self) -> dict[str, Between]:
         """The 95% interval of each coefficient and of each derived figure; empty without resamples."""
-        return self.interval(lambda values: {**dict(zip(self.law.coefficients, values, strict=True)), **self.law.derived(values)})
+        found = self.interval(lambda values: {**dict(zip(self.law.coefficients, values, strict=True)), **self.law.derived(values)})
+        return {name: between for name, between in found.items() if self._has_levels(name)}
+
+    def _has_levels(self, name: str) -> bool:
+        """Can points say where a best value lies? Through three levels, the middle one best, a parabola has its top between them always."""
+        column = self.columns.get(name.removeprefix("best ")) if name.startswith("best ") else None
+        return column is None or len(np.unique(np.log2(column).round(1))) > 3
 
     def interval(self, figures: Callable[[Floats], Mapping[str, float]]) -> dict[str, Between]:
         """The 95% percentile interval of any figures that follow from the reported coefficients; of those alone that resamples have."""

@@ -22,6 +22,7 @@ PAPER_RATES = ((0.41e9, 6e-4), (1.1e9, 3e-4), (3e9, 1.6e-4), (7e9, 1e-4))  # par
 LARGEST_BASE = 1.75e9  # parameters of the largest base that the paper trains so
 LARGEST_RATE, BASE_RATE = 3e-3, 1e-3  # the paper's released script trains bases at 1e-3
 PAPER_WARMUP_STEPS = 3000
+LATE_SHARE, LATE_DECAY = 0.8, 0.1  # of the run: where late expansion grows if nothing puts it earlier, and the rate's decay
 LATE_RUNS = ((0.124e9, None), (7e9, None))  # of zero/one-layer expansion (arXiv 2511.04981)
 
 
@@ -293,7 +294,9 @@ def _stacked(budget: Budget, factor: int, pilot: tuple[Expected, Evidence] | Non
 
 def _late(budget: Budget, mixing: Mixing | None) -> Strategy:
     tokens = mixing.tokens if mixing and mixing.met == mixing.tried else None
-    share = 0.8 if tokens is None else min(0.8, 1 - tokens / budget.tokens)
+    # A mixing time is read at full rate, so it has to fit in before the decay.
+    latest = 1.0 if tokens is None else 1 - LATE_DECAY - tokens / budget.tokens
+    share = min(LATE_SHARE, latest)
     if share <= 0.05:
         raise OutgrowError(f"the pilot's mixing time of {tokens:.3g} tokens leaves nothing of {budget.tokens:.3g} tokens for a base")
     base = budget.whole(share * budget.tokens)
@@ -306,13 +309,15 @@ def _late(budget: Budget, mixing: Mixing | None) -> Strategy:
         speed_up, None, None, "FLOPs counted here, output head included; the claim is of arXiv:2511.04981",
         "at equal tokens and a loss that is said to be 0.2% (7B) to 0.5% (124M) worse; no spread is published", at_equal_loss=False,
     )  # fmt: skip
-    instant = "80% of the run" if tokens is None else f"{share:.0%} of the run, where your pilot's mixing time puts it"
+    instant = f"{share:.0%} of the run"
+    if tokens is not None:
+        instant += ", where your pilot's mixing time puts it" if share == latest else ", which leaves more than your pilot's mixing time"
     doubt = "measure the mixing time on a small pilot (--pilot) before you trust the growth instant"
     if mixing:
         doubt = f"of the {mixing.tried} late expansions of your pilot {mixing.met} came down to scratch's loss: grow earlier than those"
     return _strategy(
         budget, "late", f"{first} layer{'s' if first > 1 else ''} until {instant}, then all at once; the rate goes on", phases,
-        _wsd(budget, 0.1), "muon", expected,
+        _wsd(budget, LATE_DECAY), "muon", expected,
         (Evidence("zero/one-layer expansion (arXiv:2511.04981)", "about 80% saved for a loss 0.2% to 0.5% worse", LATE_RUNS),),
         (*_rate_warnings(budget, 0.0), "no code or seeds are published",
          "it grows before the decay of the rate: growing inside it loses (arXiv:2510.08008)",

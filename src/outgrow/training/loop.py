@@ -16,7 +16,7 @@ from torch import Tensor
 
 from outgrow.checkpoint.ranks import leads, world
 from outgrow.data.packed import Batches, Packed, validation_batches
-from outgrow.errors import Interrupted, OutgrowError
+from outgrow.errors import DivergedError, Interrupted, OutgrowError
 from outgrow.files import write_json
 from outgrow.training.config import RunConfig
 from outgrow.training.distributed import device, local, mean_and_any, own_rows, wait
@@ -86,8 +86,8 @@ def train(
     return run
 
 
-class SpikeError(OutgrowError):
-    """A loss, a gradient or weights that are no numbers, or a loss that rose far above what it was."""
+class SpikeError(DivergedError):
+    """A step that diverged, before which a run may go back."""
 
 
 def _rollbacks(run: Run) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from outgrow.arch import flops_per_token
 from outgrow.data.packed import Batches, Packed
-from outgrow.errors import OutgrowError
+from outgrow.errors import DivergedError, OutgrowError
 from outgrow.growth.apply import Grown, rows_of
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import initialised, loaded
@@ -52,7 +52,7 @@ def learn_maps(
         seen = forward.over({name: grown.weight(name) for name in grown.tensors})
         loss = seen.loss(rows[:, :-1], rows[:, 1:])
         if not math.isfinite(loss.item()):
-            raise OutgrowError(f"the loss through the maps is {loss.item()} at step {step}; lower learn.learning_rate")
+            raise DivergedError(f"the loss through the maps is {loss.item()} at step {step}; lower learn.learning_rate")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -117,9 +117,9 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
         mend(directory / CHECKPOINTS)
         forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
     wait()
-    context = config.data.context
-    flops = flops_per_token(arch, model_config, context), step_flops(arch, model_config, context, config.batch_tokens, config.optimizer.kind)
-    run = Run(config, directory, packed, model, parameters, decoder, optimizer, clock, first, *flops, origin.copies, masks, rewarm)
+    flops = flops_per_token(arch, model_config, config.data.context)
+    of_step = step_flops(arch, model_config, config.data.context, config.batch_tokens, config.optimizer.kind)
+    run = Run(config, directory, packed, model, parameters, decoder, optimizer, clock, first, flops, of_step, origin.copies, masks, rewarm)
     losses = [row["loss"] for row in read_rows(directory) if "loss" in row]
     run.recent.extend(losses[-config.spike.window :])
     return run
