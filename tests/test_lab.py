@@ -18,10 +18,10 @@ from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.comparison import Comparison
 from outgrow.lab.demo import BUILT_IN, open_recipe
-from outgrow.lab.outcome import cost, figure, read_outcome
+from outgrow.lab.outcome import cost, read_outcome
 from outgrow.lab.report import sentence, write_report
 from outgrow.lab.runs import execute, final_checkpoint, finished, flops_before, flops_done, in_order, lineage, own_flops, place, read_result
-from outgrow.lab.speedup import SpeedUp, equal_loss, flops_at, interval
+from outgrow.lab.speedup import SpeedUp, equal_loss, flops_at, interval, over_seeds
 from outgrow.lab.watch import Watch, execute_all
 from outgrow.training.config import RunConfig, ScheduleConfig, Start
 from outgrow.training.record import read_rows
@@ -102,15 +102,15 @@ def test_an_interval_needs_three_seeds():
 
 
 def test_the_sentence_says_both_numbers_and_how_sure():
-    one = sentence(figure([SpeedUp(2.5, 1.5, 1.0)]), 1)
+    one = sentence(over_seeds([SpeedUp(2.5, 1.5, 1.0)]), 1)
     assert "50.0% faster" in one
     assert "saving 33.3%" in one
     assert "1 seed, so no interval" in one
-    slower = sentence(figure([SpeedUp(2.5, 0.75, 1.0)]), 1)
+    slower = sentence(over_seeds([SpeedUp(2.5, 0.75, 1.0)]), 1)
     assert "25.0% slower" in slower
     assert "taking 33.3% more of the FLOPs" in slower
-    assert "95% interval" in sentence(figure([SpeedUp(2.5, 1.5, 1.0)] * 3), 3)
-    assert "no equal-loss speed-up" in sentence(figure([SpeedUp(2.5, 1.5, 1.0), None]), 2)
+    assert "95% interval" in sentence(over_seeds([SpeedUp(2.5, 1.5, 1.0)] * 3), 3)
+    assert "no equal-loss speed-up" in sentence(over_seeds([SpeedUp(2.5, 1.5, 1.0), None]), 2)
 
 
 # --- runs, lineage, ledger ------------------------------------------------------------------------------------------
@@ -357,9 +357,9 @@ def test_the_readme_quotes_what_the_committed_runs_say():
     root = BUILT_IN.parents[4]
     outcome = read_outcome(open_recipe(None).comparison, COMMITTED_SEEDS, root / "studies" / "results" / "nano")
     readme = " ".join((root / "README.md").read_text().replace("\n> ", "\n").split())
-    assert sentence(figure(outcome.speed_ups("annealed")), len(COMMITTED_SEEDS)) in readme
-    constant = figure(outcome.speed_ups("constant"))
-    assert f"the same runs say {constant.speed_up:+.1%} ({constant.between[0]:.1%} to {constant.between[1]:.1%})" in readme
+    assert sentence(over_seeds(outcome.speed_ups("annealed")), len(COMMITTED_SEEDS)) in readme
+    constant = over_seeds(outcome.speed_ups("constant"))
+    assert f"the same runs say {constant.speed_up:+.1%} ({constant.student[0]:.1%} to {constant.student[1]:.1%})" in readme
 
 
 def test_the_bar_counts_what_is_left_to_spend(recipe, tmp_path, monkeypatch):

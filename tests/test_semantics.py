@@ -349,16 +349,17 @@ def test_chunks_may_split_any_axis(tmp_path):
 
 
 def test_figures_of_seeds():
-    from outgrow.lab.findings import Figure, bootstrap, rank_correlation
+    from outgrow.lab.findings import rank_correlation
+    from outgrow.lab.speedup import OverSeeds, bootstrap
 
     assert bootstrap([0.1, 0.2, 0.3]) == (pytest.approx(0.1), pytest.approx(0.3))  # 1 of 27 resamples is of the lowest alone, 3.7%
-    assert Figure((0.4, 0.6), None, None, 2.0).saving == pytest.approx(1 / 3)
+    assert OverSeeds((0.4, 0.6), 2.0).saving == pytest.approx(1 / 3)
 
     def row(paper, figure, is_baseline=False):
         return SimpleNamespace(arm=SimpleNamespace(paper=paper), budgets=(1,), speed_ups={"annealed": figure}, is_baseline=is_baseline)
 
     def known(value, beyond=""):
-        return Figure((value,), None, None, 2.0, beyond)
+        return OverSeeds((value,), 2.0, beyond=beyond)
 
     rows = [row(0.1, known(0.1)), row(0.2, known(0.2)), row(0.3, known(0.3)), row(0.4, known(9.0))]
     assert rank_correlation(rows, "annealed") == (pytest.approx(1.0), 4)

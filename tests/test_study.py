@@ -20,10 +20,10 @@ from outgrow.config import parse
 from outgrow.errors import OutgrowError
 from outgrow.lab.campaign import MOST_RATES, complete, run_study, sweep, wanted
 from outgrow.lab.figures import Figure, Series, as_plotly, save_figures
-from outgrow.lab.findings import bootstrap, findings, rank_correlation
+from outgrow.lab.findings import findings, rank_correlation
 from outgrow.lab.records import Record, Records, diverged_record
 from outgrow.lab.runs import first_token, lineage, model_of
-from outgrow.lab.speedup import bound, loss_at
+from outgrow.lab.speedup import bootstrap, bound, loss_at
 from outgrow.lab.studies import Studied, budget_table, main_table, quoted, read_studies, sentences, sweep_table
 from outgrow.lab.study import Scale, Study, open_study, trial
 from outgrow.lab.study_figures import best_instants, curves, fitted_laws, pictures

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from outgrow.config import load
 from outgrow.lab.comparison import Comparison
-from outgrow.lab.outcome import Outcome, cost, figure, read_outcome
+from outgrow.lab.outcome import Outcome, cost, read_outcome
 from outgrow.lab.report import sentence, write_report
 from outgrow.lab.runs import finished, in_order
+from outgrow.lab.speedup import over_seeds
 from outgrow.lab.watch import execute_all
 
 BUILT_IN = Path(str(resources.files("outgrow.lab"))) / "recipes" / "nano.yaml"
@@ -66,5 +67,5 @@ def show(outcome: Outcome, recipe: Recipe, report: Path) -> None:
     console.print(table)
     report.parent.mkdir(parents=True, exist_ok=True)
     write_report(outcome, report, recipe.tried)
-    console.print(sentence(figure(outcome.speed_ups("annealed")), len(outcome.seeds)), soft_wrap=True, highlight=False)
+    console.print(sentence(over_seeds(outcome.speed_ups("annealed")), len(outcome.seeds)), soft_wrap=True, highlight=False)
     console.print(f"report: {report}", soft_wrap=True)

@@ -6,43 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, median, stdev
-from typing import Literal
-
-import numpy as np
 
 from outgrow.lab.campaign import Sweep, chosen_trials, sweep, wanted
 from outgrow.lab.records import Record, Records
 from outgrow.lab.runs import lineage, own_flops, same_budget
-from outgrow.lab.speedup import Curve, bound, equal_loss, interval
+from outgrow.lab.speedup import Curve, OverSeeds, bound, equal_loss, interval, over_seeds
 from outgrow.lab.study import Arm, Scale, Study, Trial, budgets_of, trial
 
 PROTOCOLS = ("annealed", "un-annealed")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A speed-up over seeds.
-
-    Attributes:
-        values: each seed's.
-        student, bootstrap: 95% intervals of their mean; None below three seeds and where curves share no loss.
-        loss: at which it is read, the mean over seeds; NaN where they share none.
-        beyond: `>` or `<` where a seed's value is only what the speed-up is above or below, see `speedup.bound`.
-    """
-
-    values: tuple[float, ...]
-    student: tuple[float, float] | None
-    bootstrap: tuple[float, float] | None
-    loss: float
-    beyond: Literal["", ">", "<"] = ""
-
-    @property
-    def speed_up(self) -> float:
-        return mean(self.values)
-
-    @property
-    def saving(self) -> float:
-        return self.speed_up / (1 + self.speed_up)
 
 
 @dataclass(frozen=True)
@@ -60,7 +31,7 @@ class AtBudget:
     flops: float
     losses: tuple[float, ...]
     gap: tuple[float, tuple[float, float] | None] | None
-    speed_up: Figure | None
+    speed_up: OverSeeds | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +57,7 @@ class Finding:
     annealed: tuple[Curve, ...]
     constant: tuple[Curve, ...]
     budgets: tuple[AtBudget, ...]
-    speed_ups: dict[str, Figure | None]
+    speed_ups: dict[str, OverSeeds | None]
     diverged: tuple[tuple[str, str], ...]
     records: tuple[Record, ...]
     is_baseline: bool
@@ -148,15 +119,6 @@ def _own(record: Record) -> float:
     return record.points[-1][1] - record.points[0][1] if record.points else 0.0
 
 
-def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
-    """The 95% percentile interval of the mean over resamples of the seeds; None below three."""
-    if len(values) < 3:
-        return None
-    drawn = np.random.default_rng(seed).choice(np.asarray(values), (resamples, len(values))).mean(axis=1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def rank_correlation(rows: Sequence[Finding], protocol: str) -> tuple[float, int] | None:
     """Spearman's correlation of our speed-ups with the paper's over the arms that have both, and how many; None below four."""
     from scipy import stats
@@ -214,7 +176,7 @@ def _finding(
     other = study.against(name)
     compares = other != name and not lost[name] and not lost[other]
     pairs = [(mine, theirs) for mine, one in enumerate(whole) for theirs, two in enumerate(found[other][0]) if one.seed == two.seed]
-    figures: dict[str, Figure | None] = dict.fromkeys(PROTOCOLS)
+    figures: dict[str, OverSeeds | None] = dict.fromkeys(PROTOCOLS)
     if compares:
         for protocol, ours, others in (("annealed", annealed, found[other][1]), ("un-annealed", constant, found[other][2])):
             curves = [(others[theirs], ours[mine]) for mine, theirs in pairs]
@@ -260,15 +222,14 @@ def _is_one_run(one: Curve, other: Curve) -> bool:
     return shared > 0 and one[:shared] == other[:shared]
 
 
-def _figure(pairs: Sequence[tuple[Curve, Curve]]) -> Figure | None:
+def _figure(pairs: Sequence[tuple[Curve, Curve]]) -> OverSeeds | None:
     """Joins seeds' (scratch, grown) curves; None where there are none, and where one seed is known from above and another from below."""
     met = [equal_loss(*pair) for pair in pairs]
+    if all(met):
+        return over_seeds(met)
     known = [(one.speed_up, "") if one else bound(*pair) for one, pair in zip(met, pairs, strict=True)]
     read = [one for one in known if one is not None]
     sides = {side for _, side in read} - {""}
-    if len(read) < len(known) or not known or len(sides) > 1:
+    if len(read) < len(known) or len(sides) > 1:
         return None
-    values = tuple(value for value, _ in read)
-    if sides:
-        return Figure(values, None, None, math.nan, ">" if ">" in sides else "<")
-    return Figure(values, interval(values), bootstrap(values), mean(one.loss for one in met if one))
+    return OverSeeds(tuple(value for value, _ in read), math.nan, beyond=">" if ">" in sides else "<")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 from outgrow.arch import Counts, arch_for, flops_per_token, parameter_counts
@@ -13,7 +13,7 @@ from outgrow.files import read_json
 from outgrow.lab.comparison import Arm, Comparison
 from outgrow.lab.evaluating import ERROR, falls
 from outgrow.lab.runs import ENVIRONMENT, Result, in_order, lineage, model_of, own_flops, place, read_result, require_text
-from outgrow.lab.speedup import Curve, SpeedUp, equal_accuracy, equal_loss, interval
+from outgrow.lab.speedup import Curve, SpeedUp, equal_accuracy, equal_loss
 from outgrow.training.config import RunConfig
 from outgrow.training.record import EVALUATED, Row
 
@@ -91,24 +91,6 @@ class Outcome:
         return self.result(self.recipe.branch(arm, seed, budget))
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A speed-up over seeds: per seed, the mean, and the interval where there are three seeds or more."""
-
-    values: list[float]
-    loss: float
-    between: tuple[float, float] | None
-
-    @property
-    def speed_up(self) -> float:
-        return mean(self.values)
-
-    @property
-    def saving(self) -> float:
-        """The saving that the mean speed-up stands for."""
-        return self.speed_up / (1 + self.speed_up)
-
-
 def read_outcome(recipe: Comparison, seeds: tuple[int, ...], root: Path) -> Outcome:
     """Reads every run of a comparison; refuses when one is not finished."""
     ordered = in_order(recipe.runs(seeds))
@@ -116,15 +98,6 @@ def read_outcome(recipe: Comparison, seeds: tuple[int, ...], root: Path) -> Outc
     environment = read_json(place(ordered[0], root) / ENVIRONMENT)
     require_text((result.directory for result in results.values()), environment["corpus_hash"])
     return Outcome(recipe, seeds, results, environment)
-
-
-def figure(speed_ups: list[SpeedUp | None]) -> Figure | None:
-    """Joins seeds; None when any seed's curves share no loss."""
-    found = [one for one in speed_ups if one is not None]
-    if len(found) < len(speed_ups) or not found:
-        return None
-    values = [one.speed_up for one in found]
-    return Figure(values, mean(one.loss for one in found), interval(values))
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from outgrow.files import read_json
 from outgrow.lab.diagnosing import diagnoses_of, figures, recoveries_of, sentences
 from outgrow.lab.evaluating import ERROR, shown
 from outgrow.lab.figures import as_plotly
-from outgrow.lab.outcome import ARMS, Figure, Outcome, cost, figure
+from outgrow.lab.outcome import ARMS, Outcome, cost
 from outgrow.lab.page import write_page
 from outgrow.lab.recovery import Recovery
 from outgrow.lab.runs import parent_of
-from outgrow.lab.speedup import Curve
+from outgrow.lab.speedup import Curve, OverSeeds, over_seeds
 from outgrow.training.record import EVALUATED
 
 COLOURS: Mapping[str, str] = {"scratch": "#6b7280", "grown": "#0f766e"}
@@ -40,9 +40,9 @@ def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> Non
         outcome=outcome,
         recipe=outcome.recipe,
         base_layers=arch_for(outcome.recipe.model).layers(outcome.recipe.base_model()),
-        annealed=figure(outcome.speed_ups("annealed")),
-        constant=figure(outcome.speed_ups("constant")),
-        sentence=sentence(figure(outcome.speed_ups("annealed")), len(outcome.seeds)),
+        annealed=over_seeds(outcome.speed_ups("annealed")),
+        constant=over_seeds(outcome.speed_ups("constant")),
+        sentence=sentence(over_seeds(outcome.speed_ups("annealed")), len(outcome.seeds)),
         costs=[cost(result) for result in outcome.runs()],
         parent_of=parent_of,
         tried=read_json(tried) if tried else None,
@@ -51,7 +51,7 @@ def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> Non
         at_equal=[
             (
                 task.removeprefix(EVALUATED),
-                *(figure(outcome.task_speed_ups(kind, task)) for kind in ("annealed", "constant")),
+                *(over_seeds(outcome.task_speed_ups(kind, task)) for kind in ("annealed", "constant")),
                 partial(shown, task),
             )
             for task in tasks
@@ -89,7 +89,7 @@ def recovery_sentence(found: list[Recovery]) -> str:
     )
 
 
-def sentence(found: Figure | None, seeds: int) -> str:
+def sentence(found: OverSeeds | None, seeds: int) -> str:
     """The finding in one sentence, with both numbers and how sure it is."""
     if found is None:
         return "The two annealed curves share no loss, so there is no equal-loss speed-up to quote: train to closer losses."
@@ -99,8 +99,8 @@ def sentence(found: Figure | None, seeds: int) -> str:
         f"At an annealed held-out loss of {found.loss:.3f} nats per token, growth is {abs(found.speed_up):.1%} {verb} than scratch "
         f"({cost} the FLOPs, the base's included)"
     )
-    if found.between:
-        return f"{text}; mean of {seeds} seeds, 95% interval of the speed-up {found.between[0]:+.1%} to {found.between[1]:+.1%}."
+    if found.student:
+        return f"{text}; mean of {seeds} seeds, 95% interval of the speed-up {found.student[0]:+.1%} to {found.student[1]:+.1%}."
     return f"{text}; {seeds} seed{'s' if seeds > 1 else ''}, so no interval."
 
 

@@ -111,3 +111,48 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     mean, error = float(np.mean(values)), float(stats.sem(values))
     width = error * float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1))
     return mean - width, mean + width
+
+
+def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
+    """The 95% percentile interval of the mean over resamples of the seeds; None below three."""
+    if len(values) < 3:
+        return None
+    drawn = np.random.default_rng(seed).choice(np.asarray(values), (resamples, len(values))).mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """A speed-up over seeds.
+
+    Attributes:
+        values: each seed's.
+        loss: at which it is read, the mean over seeds; NaN where they share none.
+        student, bootstrap: 95% intervals of their mean; None below three seeds and where curves share no loss.
+        beyond: `>` or `<` where a seed's value is only what the speed-up is above or below, see `bound`.
+    """
+
+    values: tuple[float, ...]
+    loss: float
+    student: tuple[float, float] | None = None
+    bootstrap: tuple[float, float] | None = None
+    beyond: Literal["", ">", "<"] = ""
+
+    @property
+    def speed_up(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def saving(self) -> float:
+        """The saving that the mean speed-up stands for."""
+        return self.speed_up / (1 + self.speed_up)
+
+
+def over_seeds(met: Sequence[SpeedUp | None]) -> OverSeeds | None:
+    """Joins seeds; None when there are none, or any seed's curves share no loss."""
+    found = [one for one in met if one is not None]
+    if len(found) < len(met) or not found:
+        return None
+    values = tuple(one.speed_up for one in found)
+    return OverSeeds(values, float(np.mean([one.loss for one in found])), interval(values), bootstrap(values))

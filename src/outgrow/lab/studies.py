@@ -10,9 +10,10 @@ from statistics import mean
 from typing import Any
 
 from outgrow.errors import OutgrowError
-from outgrow.lab.findings import PROTOCOLS, Figure, Finding, findings, rank_correlation, spread
+from outgrow.lab.findings import PROTOCOLS, Finding, findings, rank_correlation, spread
 from outgrow.lab.records import Record, Records
 from outgrow.lab.recovery import recovery
+from outgrow.lab.speedup import OverSeeds
 from outgrow.lab.study import Scale, Study, Trial, open_study
 
 
@@ -171,7 +172,7 @@ def sentences(studied: Studied) -> Iterator[str]:
         yield f"Not finished: {', '.join(left)}."
 
 
-def quoted(figure: Figure | None) -> str:
+def quoted(figure: OverSeeds | None) -> str:
     """A speed-up with its interval, or on which side of it the truth lies."""
     if figure is None:
         return ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+
+import numpy as np
 
 from outgrow.errors import OutgrowError
 
@@ -84,8 +85,8 @@ def mixing_tokens(fixed: Sequence[tuple[float, float]], grown: Sequence[tuple[fl
         raise OutgrowError("the mixing time needs held-out losses of both runs; validate more often")
     first, met = grown[0][0], None
     for tokens, loss in grown:
-        other = _at(fixed, tokens)
-        if other is None:
+        other = np.interp(tokens, *zip(*fixed, strict=True), left=np.nan, right=np.nan)
+        if np.isnan(other):
             continue
         if loss > other * (1 + tolerance):
             met = None
@@ -106,11 +107,3 @@ def stage_tokens(tokens: int, stages: int, alpha: float = 1.0, batch_tokens: int
     for number in range(stages):  # every stage has a batch, and leaves one for each after it
         ends[number] = min(max(ends[number], number + 1), batches - (stages - 1 - number))
     return [(end - begin) * batch_tokens for begin, end in zip([0, *ends], ends, strict=False)]
-
-
-def _at(curve: Sequence[tuple[float, float]], tokens: float) -> float | None:
-    """A curve's loss at a token count, linear between its points; None outside them."""
-    for (before, first), (after, second) in pairwise(curve):
-        if before <= tokens <= after:
-            return first if after == before else first + (second - first) * (tokens - before) / (after - before)
-    return None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
+
 from outgrow.arch import Config, arch_for, parameter_counts, step_flops
 from outgrow.errors import OutgrowError
 from outgrow.scaling.growth import FACTOR, WHY_NO_FACTOR_LAW, Mixing, growth_timing, stage_tokens
@@ -216,11 +218,7 @@ def expected_from_paper(params: float, tokens: float) -> Expected:
     """The paper's speed-up of G_stack for the size nearest in log parameters, linear in log tokens; low and high span its whole table."""
     nearest = min({row[0] for row in PAPER_SPEED_UPS}, key=lambda size: abs(math.log(size / params)))
     rows = [(math.log(row_tokens), speed_up / 100) for size, row_tokens, speed_up in PAPER_SPEED_UPS if size == nearest]
-    at = min(max(math.log(tokens), rows[0][0]), rows[-1][0])
-    value = rows[0][1]
-    for (a, left), (b, right) in pairwise(rows):
-        if a <= at <= b:
-            value = left + (right - left) * (at - a) / (b - a)
+    value = float(np.interp(math.log(tokens), *zip(*rows, strict=True)))
     spread = [row[2] / 100 for row in PAPER_SPEED_UPS]
     return Expected(
         value, min(spread), max(spread), f"the paper's {nearest / 1e9:g}B runs (arXiv:2405.15319)",
