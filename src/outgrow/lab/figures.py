@@ -13,6 +13,7 @@ COLOURS = (
     "#0f766e", "#6b7280", "#b45309", "#1d4ed8", "#be185d", "#4d7c0f", "#7c3aed", "#111827", "#a16207", "#0891b2",
     "#9f1239", "#65a30d", "#c026d3", "#78350f", "#60a5fa", "#fb923c",
 )  # fmt: skip
+RED = "#dc2626"  # of what a figure is about
 _SYMBOLS = {"": ("circle", "o"), ">": ("triangle-up", "^"), "<": ("triangle-down", "v")}  # of points and bounds, on a page and on paper
 
 

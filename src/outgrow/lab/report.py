@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-import plotly.graph_objects as go
-
 from outgrow.arch import arch_for
 from outgrow.files import read_json
+from outgrow.lab.comparison import Arm
 from outgrow.lab.diagnosing import diagnoses_of, figures, recoveries_of, sentences
 from outgrow.lab.evaluating import ERROR, shown
-from outgrow.lab.figures import as_plotly
+from outgrow.lab.figures import RED, Figure, Series, as_plotly
 from outgrow.lab.outcome import ARMS, Outcome, cost
 from outgrow.lab.page import write_page
 from outgrow.lab.recovery import Recovery
@@ -22,6 +21,7 @@ from outgrow.lab.speedup import Curve, OverSeeds, over_seeds
 from outgrow.training.record import EVALUATED
 
 COLOURS: Mapping[str, str] = {"scratch": "#6b7280", "grown": "#0f766e"}
+FLOPS = "training FLOPs, ancestors included"
 NAMES: Mapping[str, str] = {"scratch": "from scratch", "grown": "grown (base + target)"}
 
 
@@ -33,7 +33,7 @@ def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> Non
     write_page(
         "report.html.j2",
         path,
-        [*main, *(as_plotly(one, 380) for one in figures(diagnoses))],
+        [*(as_plotly(one, 560) for one in main), *(as_plotly(one, 380) for one in figures(diagnoses))],
         first_diagnosis=len(main),
         diagnosed=list(sentences(diagnoses)),
         recovery=recovery_sentence(recoveries_of(outcome)),
@@ -104,73 +104,34 @@ def sentence(found: OverSeeds | None, seeds: int) -> str:
     return f"{text}; {seeds} seed{'s' if seeds > 1 else ''}, so no interval."
 
 
-def draw(outcome: Outcome) -> go.Figure:
+def draw(outcome: Outcome) -> Figure:
     """Held-out loss against training FLOPs: constant-rate trunks, annealed ends, and the crossing."""
-    drawn = go.Figure()
-    for arm in ARMS:
-        for seed in outcome.seeds:
-            first = seed == outcome.seeds[0]
-            _line(drawn, outcome.constant(arm, seed), f"{NAMES[arm]}, constant rate", COLOURS[arm], "lines", first)
-            _line(drawn, outcome.annealed(arm, seed), f"{NAMES[arm]}, annealed", COLOURS[arm], "lines+markers", first)
-    for number, one in enumerate(outcome.speed_ups("annealed")):
+    series = [
+        *_lines(outcome, "constant rate", outcome.constant),
+        *_lines(outcome, "annealed", outcome.annealed),
+    ]
+    for one in outcome.speed_ups("annealed"):
         if one is not None:
-            drawn.add_trace(
-                go.Scatter(
-                    x=[one.grown_flops, one.scratch_flops],
-                    y=[one.loss, one.loss],
-                    name="equal loss",
-                    mode="lines+markers+text",
-                    text=[f"{one.speed_up:+.1%} ", ""] if len(outcome.seeds) == 1 else None,
-                    textposition="middle left",
-                    textfont={"color": "#dc2626"},
-                    line={"color": "#dc2626", "width": 2},
-                    marker={"symbol": "line-ns-open", "size": 14},
-                    legendgroup="crossing",
-                    showlegend=number == 0,
-                    hovertemplate="equal loss %{y:.4f}<br>%{x:.3e} FLOPs<extra></extra>",
-                )
-            )
-    _lay_out(drawn, "held-out loss, nats per token", 560)
-    return drawn
+            name = f"equal loss: {one.speed_up:+.1%}" if len(outcome.seeds) == 1 else "equal loss"
+            series.append(Series(name, [one.grown_flops, one.scratch_flops], [one.loss] * 2, "lines+markers", RED))
+    return Figure("Held-out loss", FLOPS, "nats per token", series, log_x=True)
 
 
-def draw_task(outcome: Outcome, task: str) -> go.Figure:
+def draw_task(outcome: Outcome, task: str) -> Figure:
     """One field of evaluations against training FLOPs, both arms."""
-    drawn = go.Figure()
+    series = [
+        *_lines(outcome, "constant rate", lambda arm, seed: outcome.on_task("constant", arm, seed, task)),
+        *_lines(outcome, "annealed", lambda arm, seed: outcome.on_task("annealed", arm, seed, task)),
+    ]
+    name = task.removeprefix(EVALUATED).replace("_", " ")
+    return Figure(name, FLOPS, name, series, log_x=True)
+
+
+def _lines(outcome: Outcome, kind: str, curve: Callable[[Arm, int], Curve]) -> Iterator[Series]:
+    """A line for each arm and seed; annealed ends are marked, the constant rate is dotted."""
+    constant = kind == "constant rate"
     for arm in ARMS:
         for seed in outcome.seeds:
-            for kind, mode in (("constant", "lines"), ("annealed", "lines+markers")):
-                name = f"{NAMES[arm]}, {'constant rate' if kind == 'constant' else kind}"
-                _line(drawn, outcome.on_task(kind, arm, seed, task), name, COLOURS[arm], mode, seed == outcome.seeds[0], "")
-    _lay_out(drawn, task.removeprefix(EVALUATED).replace("_", " "), 400)
-    return drawn
-
-
-def _lay_out(drawn: go.Figure, y: str, height: int) -> None:
-    x = {"title": {"text": "training FLOPs, ancestors included", "standoff": 8}, "type": "log", "dtick": "D2", "exponentformat": "power"}
-    drawn.update_layout(
-        template="simple_white",
-        height=height,
-        margin={"l": 60, "r": 16, "t": 16, "b": 60},
-        legend={"orientation": "h", "yref": "container", "y": 0, "x": 0, "yanchor": "bottom"},
-        xaxis=x,
-        yaxis={"title": y},
-        font={"family": "system-ui, sans-serif", "size": 14},
-    )
-
-
-def _line(drawn: go.Figure, curve: Curve, name: str, colour: str, mode: str, in_legend: bool, unit: str = " nats") -> None:
-    dash = "dot" if mode == "lines" else "solid"
-    drawn.add_trace(
-        go.Scatter(
-            x=[flops for flops, _ in curve],
-            y=[loss for _, loss in curve],
-            name=name,
-            mode=mode,
-            line={"color": colour, "dash": dash, "width": 2},
-            marker={"size": 8},
-            legendgroup=name,
-            showlegend=in_legend,
-            hovertemplate=f"{name}<br>%{{y:.4f}}{unit}<br>%{{x:.3e}} FLOPs<extra></extra>",
-        )
-    )
+            flops, values = zip(*curve(arm, seed), strict=True)
+            mode = "lines" if constant else "lines+markers"
+            yield Series(f"{NAMES[arm]}, {kind}", flops, values, mode, COLOURS[arm], dashed=constant)

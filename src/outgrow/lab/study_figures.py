@@ -10,8 +10,8 @@ from statistics import mean, median
 import numpy as np
 
 from outgrow.errors import OutgrowError
+from outgrow.lab.figures import RED, Series
 from outgrow.lab.figures import Figure as Picture
-from outgrow.lab.figures import Series
 from outgrow.lab.findings import PROTOCOLS, Finding
 from outgrow.lab.records import Record, Records
 from outgrow.lab.speedup import SpeedUp, equal_loss, loss_at
@@ -21,7 +21,7 @@ from outgrow.scaling import LAWS, Fit, fit
 from outgrow.scaling.laws import Columns
 from outgrow.training.config import RunConfig
 
-RED, PAPER = "#dc2626", "#f59e0b"
+PAPER = "#f59e0b"
 
 
 def pictures(studied: Studied) -> list[Picture]:

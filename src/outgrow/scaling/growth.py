@@ -84,8 +84,9 @@ def mixing_tokens(fixed: Sequence[tuple[float, float]], grown: Sequence[tuple[fl
     if not grown or len(fixed) < 2:
         raise OutgrowError("the mixing time needs held-out losses of both runs; validate more often")
     first, met = grown[0][0], None
+    clocks, losses = zip(*fixed, strict=True)
     for tokens, loss in grown:
-        other = np.interp(tokens, *zip(*fixed, strict=True), left=np.nan, right=np.nan)
+        other = np.interp(tokens, clocks, losses, left=np.nan, right=np.nan)
         if np.isnan(other):
             continue
         if loss > other * (1 + tolerance):

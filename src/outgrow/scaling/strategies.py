@@ -218,7 +218,8 @@ def expected_from_paper(params: float, tokens: float) -> Expected:
     """The paper's speed-up of G_stack for the size nearest in log parameters, linear in log tokens; low and high span its whole table."""
     nearest = min({row[0] for row in PAPER_SPEED_UPS}, key=lambda size: abs(math.log(size / params)))
     rows = [(math.log(row_tokens), speed_up / 100) for size, row_tokens, speed_up in PAPER_SPEED_UPS if size == nearest]
-    value = float(np.interp(math.log(tokens), *zip(*rows, strict=True)))
+    clocks, speed_ups = zip(*rows, strict=True)
+    value = float(np.interp(math.log(tokens), clocks, speed_ups))
     spread = [row[2] / 100 for row in PAPER_SPEED_UPS]
     return Expected(
         value, min(spread), max(spread), f"the paper's {nearest / 1e9:g}B runs (arXiv:2405.15319)",
