@@ -16,7 +16,7 @@ from outgrow.config import parse
 from outgrow.errors import OutgrowError
 from outgrow.files import write_json
 from outgrow.lab.comparison import Arm, Comparison
-from outgrow.lab.demo import BUILT_IN, open_recipe
+from outgrow.lab.demo import BUILT_IN, open_comparison
 from outgrow.lab.runs import in_order, read_result
 from outgrow.lab.watch import execute_all
 
@@ -60,7 +60,7 @@ def main() -> None:
     arguments.add_argument("--only", default="", help="run the questions that contain this text, and write no table")
     options = arguments.parse_args()
     root = options.runs
-    recipe = open_recipe(BUILT_IN).comparison
+    recipe, _ = open_comparison(BUILT_IN)
     budget = max(recipe.budgets)
     rows = []
     for question, arm, path, values in QUESTIONS:

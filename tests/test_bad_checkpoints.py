@@ -520,7 +520,7 @@ def test_options_without_effect_and_places_that_are_not_there(run, source, tmp_p
     refused(run("grow", source, tmp_path / "x", "--form", "dcp", "--measure"), "--measure has no effect with distributed checkpoints")
     refused(run("learn", source, tmp_path / "nowhere" / "plan.json"), "exists already, or its directory does not")
     refused(run("check", "--operator", "stack", "--markdown", tmp_path / "nowhere" / "t.md"), "there is no directory")
-    refused(run("report", "operators", "--recipe", "x.yaml"), "--recipe is what a comparison is made of")
+    refused(run("report", "operators", "--comparison", "x.yaml"), "--comparison is a report of its own")
 
 
 def test_a_plan_that_names_what_is_not_there_is_refused(source):

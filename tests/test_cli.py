@@ -44,7 +44,7 @@ def recipe(corpus, tmp_path):
 
 def test_demo_runs_reports_and_finds_what_is_done(recipe, tmp_path):
     """The README's demo in a smaller form."""
-    first = outgrow("demo", "--recipe", recipe, "--runs", tmp_path / "runs")
+    first = outgrow("demo", "--comparison", recipe, "--runs", tmp_path / "runs")
     assert first.returncode == 0, first.stderr
     assert re.search(r"growth is [\d.]+% (faster|slower) than scratch|share no loss", " ".join(first.stdout.split()))
     assert "Traceback" not in first.stderr
@@ -53,11 +53,11 @@ def test_demo_runs_reports_and_finds_what_is_done(recipe, tmp_path):
     assert "Growth against scratch" in page
     metrics = {path: path.read_bytes() for path in (tmp_path / "runs").glob("*/metrics.jsonl")}
     assert len(metrics) == 7
-    second = outgrow("demo", "--recipe", recipe, "--runs", tmp_path / "runs")
+    second = outgrow("demo", "--comparison", recipe, "--runs", tmp_path / "runs")
     assert second.stdout == first.stdout
     assert {path: path.read_bytes() for path in metrics} == metrics
     report.unlink()
-    again = outgrow("report", "--recipe", recipe, "--runs", tmp_path / "runs")
+    again = outgrow("report", "--comparison", recipe, "--runs", tmp_path / "runs")
     assert again.returncode == 0
     without_ids = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")  # plotly names its figure at random
     assert without_ids.sub("", report.read_text()) == without_ids.sub("", page)
@@ -150,9 +150,9 @@ def test_bad_input_is_one_sentence(make_checkpoint, corpus, recipe, tmp_path):
     refused(outgrow("train", run, "--runs", tmp_path / "runs"), r"reads 64,000,000 tokens, and the corpus has")
     run = write(tmp_path / "f.yaml", TINY_RUN, corpus=nowhere, tokens=640)
     refused(outgrow("train", run, "--runs", tmp_path / "runs"), "the corpus '.*nowhere' does not exist")
-    refused(outgrow("demo", "--recipe", recipe, "--seeds", "a"), "--seeds takes how many, such as 3, or which, such as 0,2,3")
+    refused(outgrow("demo", "--comparison", recipe, "--seeds", "a"), "--seeds takes how many, such as 3, or which, such as 0,2,3")
     recipe.write_text(recipe.read_text().replace("factor: 4", "factor: 3"))
-    refused(outgrow("demo", "--recipe", recipe, "--runs", tmp_path / "runs"), "not a multiple of the growth factor 3")
+    refused(outgrow("demo", "--comparison", recipe, "--runs", tmp_path / "runs"), "not a multiple of the growth factor 3")
     refused(outgrow("report", "--runs", nowhere), "is not finished in")
     assert not (tmp_path / "target").exists()
     assert not list((tmp_path / "runs").glob("*/finished.json"))
@@ -186,7 +186,7 @@ def test_the_readmes_commands_run(corpus, recipe, tmp_path):
         if command[0] != "outgrow":
             assert command[0] == "make", command
             continue
-        arguments = command[1:] + (["--recipe", str(recipe)] if command[1] in ("demo", "report") else [])
+        arguments = command[1:] + (["--comparison", str(recipe)] if command[1] in ("demo", "report") else [])
         done = outgrow(*arguments, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr)
 

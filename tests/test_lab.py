@@ -17,7 +17,7 @@ from outgrow.errors import Interrupted, OutgrowError
 from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.comparison import Comparison
-from outgrow.lab.demo import BUILT_IN, open_recipe
+from outgrow.lab.demo import BUILT_IN, open_comparison
 from outgrow.lab.outcome import cost, read_outcome
 from outgrow.lab.report import sentence, write_report
 from outgrow.lab.runs import execute, final_checkpoint, finished, flops_before, flops_done, in_order, lineage, own_flops, place, read_result
@@ -136,17 +136,17 @@ def test_both_arms_read_the_same_tokens_and_differ_in_nothing_else(recipe):
 
 
 def test_the_ledger_counts_the_base(outcome):
-    base, target = (outcome.result(run) for run in lineage(outcome.recipe.trunk("grown", 0)))
-    scratch = outcome.result(outcome.recipe.trunk("scratch", 0))
+    base, target = (outcome.result(run) for run in lineage(outcome.comparison.trunk("grown", 0)))
+    scratch = outcome.result(outcome.comparison.trunk("scratch", 0))
     assert target.flops == own_flops(base.config) + own_flops(target.config) == flops_before(target.config) + own_flops(target.config)
     assert target.flops < scratch.flops == own_flops(scratch.config)
-    branch = outcome.result(outcome.recipe.branch("grown", 0, 20 * BATCH))
+    branch = outcome.result(outcome.comparison.branch("grown", 0, 20 * BATCH))
     per_token = own_flops(target.config) / (20 * BATCH)
     assert branch.flops == own_flops(base.config) + 10 * BATCH * per_token
 
 
 def test_the_target_begins_where_the_base_was_left(outcome):
-    target = outcome.result(outcome.recipe.trunk("grown", 0))
+    target = outcome.result(outcome.comparison.trunk("grown", 0))
     assert target.steps[0]["tokens"] == 11 * BATCH
     grown = target.directory / "start"
     receipt = read_lineage(grown)
@@ -157,7 +157,10 @@ def test_the_target_begins_where_the_base_was_left(outcome):
 
 
 def test_a_branch_carries_the_optimizer_and_starts_at_its_trunks_loss(outcome):
-    trunk, branch = outcome.result(outcome.recipe.trunk("scratch", 0)), outcome.result(outcome.recipe.branch("scratch", 0, 40 * BATCH))
+    trunk, branch = (
+        outcome.result(outcome.comparison.trunk("scratch", 0)),
+        outcome.result(outcome.comparison.branch("scratch", 0, 40 * BATCH)),
+    )
     same = next(row for row in trunk.validation if row["tokens"] == 30 * BATCH)
     assert branch.validation[0] == same
 
@@ -174,7 +177,7 @@ def test_a_branch_at_constant_rate_is_the_trunk_going_on(recipe, tmp_path):
 
 
 def test_a_finished_run_is_never_run_twice(outcome):
-    run = outcome.recipe.trunk("scratch", 0)
+    run = outcome.comparison.trunk("scratch", 0)
     root = outcome.result(run).directory.parent
 
     class Forbidden:
@@ -205,7 +208,7 @@ def test_a_runs_own_file_is_a_run(outcome):
 
 
 def test_a_start_that_does_not_fit_the_steps_is_refused(outcome, tmp_path):
-    base = outcome.recipe.base(0)
+    base = outcome.comparison.base(0)
     root = shutil.copytree(outcome.result(base).directory.parent, tmp_path / "runs")
     start = Start(checkpoint=str(final_checkpoint(base, root)), operator="stack", knobs={"factor": 4})
     for edits in ({"batch_tokens": 48, "tokens": 48 * 60}, {"tokens": 10 * BATCH}):
@@ -215,13 +218,13 @@ def test_a_start_that_does_not_fit_the_steps_is_refused(outcome, tmp_path):
 
 
 def test_runs_on_different_texts_are_not_mixed(outcome, tmp_path):
-    base = outcome.recipe.base(0)
+    base = outcome.comparison.base(0)
     root = shutil.copytree(outcome.result(base).directory.parent, tmp_path / "runs")
     environment = place(base, root) / "environment.json"
     environment.write_text(environment.read_text().replace(outcome.environment["corpus_hash"], "another"))
     with pytest.raises(OutgrowError, match=r"the corpus is not the one that '.*' was trained on"):
-        read_outcome(outcome.recipe, (0, 1), root)
-    other = outcome.recipe.trunk("grown", 0).model_copy(update={"tokens": 21 * BATCH})
+        read_outcome(outcome.comparison, (0, 1), root)
+    other = outcome.comparison.trunk("grown", 0).model_copy(update={"tokens": 21 * BATCH})
     with pytest.raises(OutgrowError, match="the corpus is not the one"):
         execute(other, root, Observer())
 
@@ -232,7 +235,7 @@ def test_the_seed_moves_the_numbers(outcome):
 
 
 def test_a_missing_checkpoint_of_a_parent_is_told(outcome, tmp_path):
-    trunk, branch = outcome.recipe.trunk("scratch", 0), outcome.recipe.branch("scratch", 0, 40 * BATCH)
+    trunk, branch = outcome.comparison.trunk("scratch", 0), outcome.comparison.branch("scratch", 0, 40 * BATCH)
     root = shutil.copytree(outcome.result(trunk).directory.parent, tmp_path / "runs")
     shutil.rmtree(final_checkpoint(trunk, root).parent)
     shutil.rmtree(place(branch, root))
@@ -245,11 +248,11 @@ def test_training_starts_from_a_directory_grown_by_hand(outcome, tmp_path):
     from outgrow.checkpoint.grow import grow_directory
     from outgrow.checkpoint.huggingface import open_checkpoint
 
-    base = outcome.recipe.base(0)
+    base = outcome.comparison.base(0)
     root = shutil.copytree(outcome.result(base).directory.parent, tmp_path / "runs")
     source = final_checkpoint(base, root)
     grow_directory(source, tmp_path / "grown", make_plan("stack", LLAMA, open_checkpoint(source).config))
-    trunk = outcome.recipe.trunk("grown", 0)
+    trunk = outcome.comparison.trunk("grown", 0)
     by_hand = trunk.model_copy(update={"start": Start(checkpoint=str(tmp_path / "grown"))})
     execute(by_hand, root, Observer())
     result = read_result(by_hand, root)
@@ -269,7 +272,7 @@ def test_training_starts_from_a_directory_grown_by_hand(outcome, tmp_path):
 
 
 def test_two_processes_do_not_train_one_run(outcome, tmp_path):
-    base = outcome.recipe.base(0)
+    base = outcome.comparison.base(0)
     root = tmp_path / "runs"
     root.mkdir()
     with (root / f".{base.identity()}.lock").open("w") as lock:
@@ -302,7 +305,7 @@ def test_the_built_in_recipe_keeps_its_promises():
     """About 10 tokens per non-embedding parameter, g = 4, the head under a third of the FLOPs."""
     from outgrow.arch import LLAMA, flops_per_token, parameter_counts
 
-    recipe = open_recipe(None).comparison
+    recipe = open_comparison(None)[0]
     counts = parameter_counts(LLAMA, recipe.model)
     assert recipe.factor == 4
     assert 9 <= max(recipe.budgets) / counts.non_embedding <= 12
@@ -336,7 +339,7 @@ def test_every_question_of_the_tuning_study_is_a_valid_recipe():
     specification = importlib.util.spec_from_file_location("nano_tuning", path)
     study = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(study)
-    recipe = open_recipe(None).comparison
+    recipe = open_comparison(None)[0]
     for _, arm, setting, values in study.QUESTIONS:
         runs = [study.edited(recipe, setting, value).branch(arm, 0, max(recipe.budgets)) for value in values]
         assert len({run.identity() for run in runs}) == len(values)
@@ -346,8 +349,8 @@ def test_every_question_of_the_tuning_study_is_a_valid_recipe():
 
 
 def test_the_committed_tuning_table_is_of_this_recipe():
-    tried = json.loads(open_recipe(None).tried.read_text())
-    recipe = open_recipe(None).comparison
+    tried = json.loads(open_comparison(None)[1].read_text())
+    recipe = open_comparison(None)[0]
     chosen = {row["run"] for row in tried["rows"] if row["chosen"]}
     assert chosen == {recipe.branch(arm, 0, max(recipe.budgets)).identity() for arm in ("scratch", "grown")}
 
@@ -355,7 +358,7 @@ def test_the_committed_tuning_table_is_of_this_recipe():
 def test_the_readme_quotes_what_the_committed_runs_say():
     """No number without its run: the README's finding is rebuilt from studies/results."""
     root = BUILT_IN.parents[4]
-    outcome = read_outcome(open_recipe(None).comparison, COMMITTED_SEEDS, root / "studies" / "results" / "nano")
+    outcome = read_outcome(open_comparison(None)[0], COMMITTED_SEEDS, root / "studies" / "results" / "nano")
     readme = " ".join((root / "README.md").read_text().replace("\n> ", "\n").split())
     assert sentence(over_seeds(outcome.speed_ups("annealed")), len(COMMITTED_SEEDS)) in readme
     constant = over_seeds(outcome.speed_ups("constant"))

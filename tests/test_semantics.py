@@ -588,9 +588,9 @@ def test_what_a_run_cost_is_worked_out_by_hand(outcome):
     from outgrow.arch import flops_per_token
     from outgrow.lab.outcome import cost
 
-    result = outcome.result(outcome.recipe.trunk("scratch", 0))
+    result = outcome.result(outcome.comparison.trunk("scratch", 0))
     row = cost(result)
-    assert row.head_share == pytest.approx(6 * 300 * 24 / flops_per_token(LLAMA, outcome.recipe.model, 16))
+    assert row.head_share == pytest.approx(6 * 300 * 24 / flops_per_token(LLAMA, outcome.comparison.model, 16))
     assert row.tokens_per_second == median(step["tokens_per_second"] for step in result.steps)
 
 

@@ -11,7 +11,7 @@ import typer
 from outgrow.errors import OutgrowError
 
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs and packed data are kept and found again.")]
-Recipe = Annotated[Path | None, typer.Option("--recipe", help="A comparison recipe (YAML); the built-in one if not given.")]
+Comparison = Annotated[Path | None, typer.Option("--comparison", help="What is compared (YAML); the built-in one if not given.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="How many, 0 and up, or which, such as 0,2,3; three or more give an interval.")]
 Page = Annotated[
     Path | None,

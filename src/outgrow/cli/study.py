@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import Factor, Page, Recipe, Runs, SlurmOptions, pairs, seeds_of
+from outgrow.cli.options import Comparison, Factor, Page, Runs, SlurmOptions, pairs, seeds_of
 from outgrow.cli.show import refuse_picture
 from outgrow.errors import OutgrowError
 
@@ -55,11 +55,9 @@ def study(
 
 @app.command()
 def report(
-    studies: Annotated[
-        list[str] | None, typer.Argument(help="Studies, or all; a comparison of --recipe if none.", metavar="[STUDY]...")
-    ] = None,
+    studies: Annotated[list[str] | None, typer.Argument(help="Studies, or all; a comparison if none.", metavar="[STUDY]...")] = None,
     runs: Runs = Path("runs"),
-    recipe: Recipe = None,
+    comparison: Comparison = None,
     seeds: Annotated[
         str | None, typer.Option(help="How many, 0 and up: 1 of a comparison and 3 of studies if not given; of a comparison also which.")
     ] = None,
@@ -73,12 +71,14 @@ def report(
     if not studies:
         if against:
             raise OutgrowError("--against names an arm of a study; name the study too")
-        from outgrow.lab.demo import open_recipe, show
+        from outgrow.lab.demo import open_comparison, show
         from outgrow.lab.outcome import read_outcome
 
-        found = open_recipe(recipe)
-        show(read_outcome(found.comparison, seeds_of(seeds or "1"), runs), found, output or runs / "report.html")
+        found, tried = open_comparison(comparison)
+        show(read_outcome(found, seeds_of(seeds or "1"), runs), output or runs / "report.html", tried)
         return
+    if comparison:
+        raise OutgrowError("--comparison is a report of its own; name studies, or give it, and not both")
     from outgrow.lab.studies import read_studies
     from outgrow.lab.study_page import show_studies, write_studies
 
@@ -87,8 +87,6 @@ def report(
         raise OutgrowError(f"--seeds of studies says how many, such as 3, not '{seeds}'")
     read = read_studies(studies, scale, count, folder, against)
     show_studies(read)
-    if recipe:
-        raise OutgrowError("--recipe is what a comparison is made of; name studies, or give it, and not both")
     page = output or runs / f"studies-{Path(scale).stem}.html"
     write_studies(read, page, pictures)
     print(f"report: {page}")

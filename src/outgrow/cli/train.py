@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import DEFAULT_TRACK, Changes, Page, Recipe, Runs, Seeds, SlurmOptions, Track, pairs, seeds_of
+from outgrow.cli.options import DEFAULT_TRACK, Changes, Comparison, Page, Runs, Seeds, SlurmOptions, Track, pairs, seeds_of
 from outgrow.errors import OutgrowError
 
 
 @app.command()
 def demo(
     runs: Runs = Path("runs"),
-    recipe: Recipe = None,
+    comparison: Comparison = None,
     seeds: Seeds = "1",
     output: Page = None,
 ) -> None:
@@ -25,7 +25,7 @@ def demo(
     """
     from outgrow.lab.demo import run_demo
 
-    run_demo(recipe, seeds_of(seeds), runs, output or runs / "report.html")
+    run_demo(comparison, seeds_of(seeds), runs, output or runs / "report.html")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Growth against scratch: the runs that one recipe stands for, and what they show.
+"""Growth against scratch: the runs that a comparison stands for, and what they show.
 
                  growth_tokens
     base    ------------|                                        constant rate
@@ -29,7 +29,7 @@ Arm = Literal["scratch", "grown"]
 
 
 class LearningRates(Settings):
-    """The peak of each arm, found by the sweep that the recipe names."""
+    """The peak of each arm, found by the sweep that the comparison names."""
 
     base: float = Field(gt=0)
     target: float = Field(gt=0)
@@ -37,7 +37,7 @@ class LearningRates(Settings):
 
 
 class Comparison(Settings):
-    """A recipe: a target model, how it is grown, and the budgets at which it meets the same model from scratch."""
+    """A target model, how it is grown, and the budgets at which it meets the same model from scratch."""
 
     model: ModelConfig = Field(description="the target: keys of a Hugging Face config.json")
     data: DataConfig = DataConfig()  # type: ignore[call-arg]
@@ -54,7 +54,7 @@ class Comparison(Settings):
     validate_every: int = Field(200_000, ge=1)
     save_every: int = Field(1_000_000, ge=1)
     evaluate: EvaluateConfig | None = Field(None, description="tasks to run on the way, for the speed-up at equal accuracy")
-    tuning: str | None = Field(None, description="file beside the recipe with what was tried to find its settings")
+    tuning: str | None = Field(None, description="file beside this one with what was tried to find its settings")
 
     @model_validator(mode="after")
     def _fits(self) -> Comparison:

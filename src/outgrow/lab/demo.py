@@ -1,9 +1,8 @@
-"""The demo: one recipe from an empty machine to a measured speed-up."""
+"""The demo: one comparison from an empty machine to a measured speed-up."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -21,32 +20,23 @@ from outgrow.lab.watch import execute_all
 BUILT_IN = Path(str(resources.files("outgrow.lab"))) / "recipes" / "nano.yaml"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A comparison and the file of what was tried to tune it, if it names one."""
-
-    comparison: Comparison
-    tried: Path | None
-
-
-def open_recipe(path: Path | None) -> Recipe:
-    """Reads a comparison recipe; the built-in one for None. The file it names as `tuning` must lie beside it."""
+def open_comparison(path: Path | None) -> tuple[Comparison, Path | None]:
+    """A comparison, the built-in one for None, and the file beside it that it names as `tuning`: what was tried to find its settings."""
     path = path or BUILT_IN
     comparison = load(Comparison, path)
-    tried = path.parent / Path(comparison.tuning).name if comparison.tuning else None
-    return Recipe(comparison, tried)
+    return comparison, path.parent / Path(comparison.tuning).name if comparison.tuning else None
 
 
 def run_demo(path: Path | None, seeds: tuple[int, ...], root: Path, report: Path) -> None:
     """Trains what is missing, then prints and writes what was found."""
-    recipe = open_recipe(path)
-    runs = in_order(recipe.comparison.runs(seeds))
+    comparison, tried = open_comparison(path)
+    runs = in_order(comparison.runs(seeds))
     if not all(finished(run, root) for run in runs):
         execute_all(runs, root)
-    show(read_outcome(recipe.comparison, seeds, root), recipe, report)
+    show(read_outcome(comparison, seeds, root), report, tried)
 
 
-def show(outcome: Outcome, recipe: Recipe, report: Path) -> None:
+def show(outcome: Outcome, report: Path, tried: Path | None) -> None:
     """Prints the table and the finding, and writes the report."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table("run")
@@ -66,6 +56,6 @@ def show(outcome: Outcome, recipe: Recipe, report: Path) -> None:
         )
     console.print(table)
     report.parent.mkdir(parents=True, exist_ok=True)
-    write_report(outcome, report, recipe.tried)
+    write_report(outcome, report, tried)
     console.print(sentence(over_seeds(outcome.speed_ups("annealed")), len(outcome.seeds)), soft_wrap=True, highlight=False)
     console.print(f"report: {report}", soft_wrap=True)

@@ -37,13 +37,17 @@ def diagnoses_of(outcome: Outcome) -> dict[str, Diagnosis]:
     """Name -> diagnosis of a comparison's checkpoints, first seed; empty where none are kept, as in a clone of its records."""
     from outgrow.evaluation.skipped import held_out
 
-    recipe, seed, last = outcome.recipe, outcome.seeds[0], max(outcome.recipe.budgets)
-    grown = outcome.result(recipe.trunk("grown", seed)).directory
-    named: dict[str, Path | None] = {"base": latest_checkpoint(outcome.result(recipe.base(seed)).directory)}
+    comparison, seed, last = outcome.comparison, outcome.seeds[0], max(outcome.comparison.budgets)
+    grown = outcome.result(comparison.trunk("grown", seed)).directory
+    named: dict[str, Path | None] = {"base": latest_checkpoint(outcome.result(comparison.base(seed)).directory)}
     named |= {f"grown, {int(place.name) / 1e6:.2f}M": place for place in checkpoints(grown)}
-    ends = {f"{arm}, annealed": latest_checkpoint(outcome.result(recipe.branch(arm, seed, last)).directory) for arm in ("grown", "scratch")}
+    ends = {
+        f"{arm}, annealed": latest_checkpoint(outcome.result(comparison.branch(arm, seed, last)).directory) for arm in ("grown", "scratch")
+    }
     there = {name: place for name, place in {**named, **ends}.items() if place}
-    documents = held_out([recipe.data.corpus], DOCUMENTS, recipe.data.validation_share) if there and not recipe.data.sources else []
+    documents = (
+        held_out([comparison.data.corpus], DOCUMENTS, comparison.data.validation_share) if there and not comparison.data.sources else []
+    )
     return {name: diagnose_with(place, documents if name in ends else []) for name, place in there.items()}
 
 
@@ -51,7 +55,7 @@ def recoveries_of(outcome: Outcome) -> list[Recovery]:
     """One a seed."""
     found: list[Recovery] = []
     for seed in outcome.seeds:
-        base, grown = outcome.result(outcome.recipe.base(seed)), outcome.result(outcome.recipe.trunk("grown", seed))
+        base, grown = outcome.result(outcome.comparison.base(seed)), outcome.result(outcome.comparison.trunk("grown", seed))
         found.append(recovery(base.final_loss, [(row["tokens"], row["validation_loss"]) for row in grown.validation]))
     return found
 

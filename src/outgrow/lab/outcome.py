@@ -22,9 +22,9 @@ ARMS: tuple[Arm, Arm] = ("scratch", "grown")
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished comparison: its recipe, its seeds, and every run by identity."""
+    """A finished comparison: its comparison, its seeds, and every run by identity."""
 
-    recipe: Comparison
+    comparison: Comparison
     seeds: tuple[int, ...]
     results: dict[str, Result]
     environment: dict[str, Any]
@@ -34,12 +34,12 @@ class Outcome:
 
     def annealed(self, arm: Arm, seed: int) -> Curve:
         """(FLOPs, held-out loss) at the end of each annealed branch."""
-        branches = (self.result(self.recipe.branch(arm, seed, budget)) for budget in sorted(self.recipe.budgets))
+        branches = (self.result(self.comparison.branch(arm, seed, budget)) for budget in sorted(self.comparison.budgets))
         return [(branch.flops, branch.final_loss) for branch in branches]
 
     def constant(self, arm: Arm, seed: int) -> Curve:
         """(FLOPs, held-out loss) along the constant-rate runs of an arm, the base's part included."""
-        return [point for run in lineage(self.recipe.trunk(arm, seed)) for point in self.result(run).curve]
+        return [point for run in lineage(self.comparison.trunk(arm, seed)) for point in self.result(run).curve]
 
     def speed_ups(self, kind: str) -> list[SpeedUp | None]:
         """One per seed; `kind` is "annealed" or "constant"."""
@@ -48,7 +48,7 @@ class Outcome:
 
     def trained(self, arm: Arm, seed: int) -> Curve:
         """The constant-rate curve of the trunk alone: the model that is compared, not the base before it."""
-        return self.result(self.recipe.trunk(arm, seed)).curve
+        return self.result(self.comparison.trunk(arm, seed)).curve
 
     def runs(self) -> Iterator[Result]:
         yield from self.results.values()
@@ -63,9 +63,9 @@ class Outcome:
     def on_task(self, kind: str, arm: Arm, seed: int, field: str) -> Curve:
         """(FLOPs, a field of evaluations) of an arm: at the end of each annealed branch, or along the trunk of the compared model."""
         if kind == "annealed":
-            rows = [self._branch(arm, seed, budget).evaluations[-1] for budget in sorted(self.recipe.budgets)]
+            rows = [self._branch(arm, seed, budget).evaluations[-1] for budget in sorted(self.comparison.budgets)]
         else:
-            rows = self.result(self.recipe.trunk(arm, seed)).evaluations
+            rows = self.result(self.comparison.trunk(arm, seed)).evaluations
         return [(row["flops"], row[field]) for row in rows if row["flops"]]
 
     def task_speed_ups(self, kind: str, field: str) -> list[SpeedUp | None]:
@@ -76,10 +76,10 @@ class Outcome:
 
     def instants(self, seed: int) -> dict[str, Row]:
         """What is compared on tasks -> its evaluation: the base, the model grown of it before a step, both models at their ends."""
-        trunks = {arm: self.result(self.recipe.trunk(arm, seed)).evaluations for arm in ARMS}
-        last = max(self.recipe.budgets)
+        trunks = {arm: self.result(self.comparison.trunk(arm, seed)).evaluations for arm in ARMS}
+        last = max(self.comparison.budgets)
         return {
-            "base": self.result(self.recipe.base(seed)).evaluations[-1],
+            "base": self.result(self.comparison.base(seed)).evaluations[-1],
             "grown, before a step": trunks["grown"][0],
             "target, constant rate": trunks["grown"][-1],
             "target, annealed": self._branch("grown", seed, last).evaluations[-1],
@@ -88,16 +88,16 @@ class Outcome:
         }
 
     def _branch(self, arm: Arm, seed: int, budget: int) -> Result:
-        return self.result(self.recipe.branch(arm, seed, budget))
+        return self.result(self.comparison.branch(arm, seed, budget))
 
 
-def read_outcome(recipe: Comparison, seeds: tuple[int, ...], root: Path) -> Outcome:
+def read_outcome(comparison: Comparison, seeds: tuple[int, ...], root: Path) -> Outcome:
     """Reads every run of a comparison; refuses when one is not finished."""
-    ordered = in_order(recipe.runs(seeds))
+    ordered = in_order(comparison.runs(seeds))
     results = {run.identity(): read_result(run, root) for run in ordered}
     environment = read_json(place(ordered[0], root) / ENVIRONMENT)
     require_text((result.directory for result in results.values()), environment["corpus_hash"])
-    return Outcome(recipe, seeds, results, environment)
+    return Outcome(comparison, seeds, results, environment)
 
 
 @dataclass(frozen=True)

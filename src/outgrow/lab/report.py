@@ -26,7 +26,7 @@ NAMES: Mapping[str, str] = {"scratch": "from scratch", "grown": "grown (base + t
 
 
 def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> None:
-    """Writes the report of a comparison; `tried` is the JSON file of what was tried to tune its recipe."""
+    """Writes the report of a comparison; `tried` is the JSON file of what was tried to tune it."""
     tasks = outcome.evaluated()
     diagnoses = diagnoses_of(outcome)
     main = [draw(outcome), *([draw_task(outcome, tasks[-1])] if tasks else [])]
@@ -38,8 +38,8 @@ def write_report(outcome: Outcome, path: Path, tried: Path | None = None) -> Non
         diagnosed=list(sentences(diagnoses)),
         recovery=recovery_sentence(recoveries_of(outcome)),
         outcome=outcome,
-        recipe=outcome.recipe,
-        base_layers=arch_for(outcome.recipe.model).layers(outcome.recipe.base_model()),
+        comparison=outcome.comparison,
+        base_layers=arch_for(outcome.comparison.model).layers(outcome.comparison.base_model()),
         annealed=over_seeds(outcome.speed_ups("annealed")),
         constant=over_seeds(outcome.speed_ups("constant")),
         sentence=sentence(over_seeds(outcome.speed_ups("annealed")), len(outcome.seeds)),
