@@ -14,7 +14,7 @@ from outgrow.arch import arch_for
 from outgrow.checkpoint.grow import grow_directory
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
-from outgrow.growth.laws import EXACT, gradient_difference, logit_difference, untrained
+from outgrow.growth.laws import EXACT, alike, gradient_difference, logit_difference, untrained
 from outgrow.growth.operators import OPERATORS, make_plan
 from outgrow.growth.plan import Claims, GrowthPlan
 from outgrow.lab.check import behaviour, check, three_steps
@@ -80,6 +80,39 @@ def test_projected_noise_leaves_the_function_and_parts_the_copies(family, widths
     assert verdict.alike == ()
     assert check("direct-width", TINY[family], widths).alike
     assert check("noise", TINY[family]).logits > 1e-2
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_copied_experts_part_by_noise_that_adds_up_to_nothing_alone(family):
+    plain, noisy = check("more-experts", TINY[family]), check("more-experts", TINY[family], {"factor": 3, "noise": 0.5})
+    assert (plain.alike, plain.broken) == (("expert",), [])
+    assert (noisy.alike, noisy.broken, noisy.plan.claims.preserves) == ((), [], True)
+
+
+ALIKE = [
+    ("gpt2", "direct-width(hidden=36, kv=3)", {"hidden", "kv"}),  # new channels that hold the mean
+    ("gpt2", "zero-width(hidden=36, kv=3), direct-width(hidden=48, kv=4)", {"hidden", "kv"}),
+    ("llama", "direct-width(hidden=48, ffn=74, kv=4), upcycle(experts=4)", {"ffn", "kv"}),  # the router reads hidden
+    ("llama", "direct-width(hidden=48, kv=4), zero-width(ffn=50)", {"kv"}),
+    ("llama", "direct-width(ffn=74), zero-width(ffn=100)", {"ffn"}),
+    ("llama", "direct-width(ffn=74, kv=4), direct-width(ffn=148, noise=0.5)", {"kv"}),
+    ("llama", "direct-width(ffn=74), lemon(ffn=148)", set()),
+    ("llama", "direct-width(hidden=48, ffn=74), expand(layers=6, weights='random')", set()),
+    ("llama", "learn-width(ffn=74, kv=4, noise=0.0)", {"ffn", "kv"}),
+    ("llama", "direct-width(ffn=74, kv=4), learn-width(ffn=80)", {"kv"}),
+    ("olmo2", "lemon(kv=4)", {"kv"}),
+    ("mixtral", "more-experts, direct-width(kv=4, noise=0.5)", {"expert"}),
+    ("mixtral", "more-experts, direct-width(ffn=74, noise=0.5)", set()),
+]
+
+
+@pytest.mark.parametrize(("family", "text", "spaces"), ALIKE, ids=str)
+def test_which_copies_never_part_is_read_off_the_plan(tmp_path, family, text, spaces):
+    write_tiny(tmp_path / "source", TINY[family])
+    config = read_json(tmp_path / "source" / "config.json")
+    plan = make_plan(text, arch_for(config), config)
+    grow_directory(tmp_path / "source", tmp_path / "target", plan)
+    assert set(plan.alike) == set(alike(plan, three_steps(plan, tmp_path / "target")[1])) == spaces
 
 
 def test_biases_on_every_projection_are_exact():

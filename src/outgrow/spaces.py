@@ -71,11 +71,16 @@ class Lift:
         first[np.unique(self.source, return_index=True)[1]] = True
         return ~(first & self.held)
 
-    @property
-    def has_equals(self) -> bool:
-        """Are there two copies of an old index that are written and read alike?"""
-        copies = list(zip(self.source[self.held], self.write[self.held], self.read[self.held], strict=True))
-        return len(set(copies)) < len(copies)
+    def twins(self, old: Indices, filled: bool) -> Indices:
+        """[new] a number for each index, the same for those that are written and read alike.
+
+        Args:
+            old: the same numbers of the old indices.
+            filled: is there something random at indices that copy none?
+        """
+        new = old.max() + 1 + np.arange(self.new) if filled else old.max() - self.source
+        numbers = np.where(self.held, old[np.maximum(self.source, 0)], new)
+        return np.unique(np.stack([numbers, self.write, self.read]), axis=1, return_inverse=True)[1].ravel()
 
     def scale(self, role: Role) -> Floats:
         """The [new] factors for a parameter that plays `role` on this space."""
@@ -224,6 +229,12 @@ class Dense:
         matrix: Any = self.matrix
         matrix = like(array, matrix) if isinstance(matrix, np.ndarray) else matrix
         return (array.swapaxes(axis, -1) @ matrix.T).swapaxes(axis, -1)
+
+    def twins(self, old: Indices, filled: bool) -> Indices:
+        """[new] a number for each index, the same where the map has the same row, once old indices of the same number are one."""
+        rows = np.zeros((old.max() + 1, self.new))
+        np.add.at(rows, old, np.asarray(self.matrix).T)
+        return np.unique(rows, axis=1, return_inverse=True)[1].ravel()
 
     def part(self, rows: Rows, role: Role) -> tuple[Rows, Dense]:
         """The old indices that some of the new ones need, which is all of them, and the map from those."""

@@ -71,7 +71,7 @@ def plan_lines(plan: GrowthPlan, every_tensor: bool = True) -> Iterator[str]:
     yield "the function is preserved" if preserves else "the function changes: expect a higher loss until trained on"
     if plan.alike:
         copies = f"copies in {', '.join(plan.alike)}"
-        yield f"{copies} get equal gradients: training never parts them, and noise does (direct-width has some that keeps the function)"
+        yield f"{copies} get equal gradients: training never parts them; noise does (direct-width, hypercloning and more-experts have some)"
     if every_tensor:
         shapes = plan.grown_arch.shapes(plan.target_config)
         yield from (f"{a.target.name} {list(shapes[a.target.name])} <- {a.source or 'new'}" for a in plan.assignments())

@@ -5,7 +5,7 @@ They are measures on arrays, not assertions; tests and receipts say what is smal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,25 +51,24 @@ def gradient_difference(plan: GrowthPlan, source: Mapping[str, Any], target: Map
 
 
 def alike(plan: GrowthPlan, weights: Mapping[str, Any]) -> list[str]:
-    """Spaces whose copies trade places without changing any weight of the target, each alone or all at once.
+    """Spaces whose equal indices trade places without changing any weight of the target, each alone or all at once.
 
-    Such copies get the same gradient, so that training keeps them alike: after steps as before them (derived; Net2Net, 1511.05641,
+    Such indices get the same gradient, so that training keeps them alike: after steps as before them (derived; Net2Net, 1511.05641,
     adds noise against it).
 
     Args:
         weights: name -> numpy array of the target.
     """
-    turns = {space: _turned(sources) for space, sources in plan.copies.items() if space not in ("layer", "expert")}
-    turns = {space: turn for space, turn in turns.items() if (turn != np.arange(len(turn))).any()}
+    turns = {space: _turned(numbers) for space, numbers in plan.twins().items()}
     alone = [space for space, turn in turns.items() if _is_kept(plan, weights, {space: turn})]
     return list(turns) if _is_kept(plan, weights, turns) else alone
 
 
-def _turned(sources: Sequence[int]) -> NDArray[np.int64]:
-    """[new] the next copy of the same old index, the first after the last; an index itself where it is the only one."""
-    turn = np.arange(len(sources))
-    for source in {one for one in sources if one >= 0}:
-        same = np.flatnonzero(np.equal(sources, source))
+def _turned(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[new] the next index of the same number, the first after the last; an index itself where it is the only one."""
+    turn = np.arange(len(numbers))
+    for number in np.unique(numbers):
+        same = np.flatnonzero(numbers == number)
         turn[same] = np.roll(same, -1)
     return turn
 
@@ -77,7 +76,8 @@ def _turned(sources: Sequence[int]) -> NDArray[np.int64]:
 def _is_kept(plan: GrowthPlan, weights: Mapping[str, Any], turns: Mapping[str, NDArray[np.int64]]) -> bool:
     sizes = plan.grown_arch.sizes(plan.target_config)
     for tensor in plan.grown_arch.tensors(plan.target_config):
-        turned = weights[tensor.name]
+        expert = int(turns["expert"][tensor.expert]) if tensor.expert is not None and "expert" in turns else tensor.expert
+        turned = weights[plan.grown_arch.name(tensor.key, tensor.layer, expert)]
         for place, axis in enumerate(tensor.spec.axes):
             if axis.spaces & turns.keys():
                 turned = turned.take(axis.indices(turns, sizes), place)

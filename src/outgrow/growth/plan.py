@@ -13,7 +13,7 @@ import numpy as np
 from outgrow.arch import Arch, Config, Tensor, arch_for
 from outgrow.errors import OutgrowError
 from outgrow.growth.as_json import array_from_json, array_to_json, checked_plan, lift_from_json, lift_to_json
-from outgrow.spaces import AnyLift, Dense, Lift
+from outgrow.spaces import AnyLift, Dense, Indices, Lift
 
 MOST_EXPERTS = 10_000  # far beyond any model
 FRESH = -1  # in a layer map: a layer that copies none and starts from random weights
@@ -361,16 +361,45 @@ class GrowthPlan:
 
     @property
     def alike(self) -> list[str]:
-        """Widened spaces whose copies are equal and get equal gradients, so that training never parts them (`laws.alike`).
+        """Widened spaces with indices that are equal and get equal gradients, so that training never parts them (`laws.alike`)."""
+        return list(self.twins(parted=True))
 
-        Noise parts them, and so does all else that is random; between experts the router chooses.
+    def twins(self, parted: bool = False) -> dict[str, Indices]:
+        """Space -> [new] a number for each index, the same for those that all lifts write and read alike; spaces without such are left out.
+
+        With `parted` also those whose equals something else tells apart.
         """
-        found: dict[str, None] = {}
+        found: dict[str, Indices] = {}
         for stage in self.stages:
-            equal = {name: None for name, lift in stage.lifts.items() if isinstance(lift, Lift) and lift.has_equals and name != "expert"}
-            random = stage.fill != "zero" or FRESH in stage.layers or any(isinstance(lift, Dense) for lift in stage.lifts.values())
-            found = {} if random or stage.rewrites.keys() - {"diagonal"} else found | equal
-        return list(found)
+            for space, lift in stage.lifts.items():
+                found[space] = lift.twins(found.get(space, np.arange(lift.size)), stage.fill != "zero")
+            for space in stage.parts if parted else ():
+                found.pop(space, None)
+        return {space: numbers for space, numbers in found.items() if len(np.unique(numbers)) < len(numbers)}
+
+    @property
+    def parts(self) -> set[str]:
+        """Spaces whose equal indices this stage tells apart, by random numbers or another layer's in a tensor that has them on an axis."""
+        if "noise" in self.rewrites:
+            return set(self.grown_arch.spaces)
+        found = set(self.lifts) if "above" in self.rewrites else set[str]()
+        empty = {space for space, lift in self.lifts.items() if self.fill != "zero" and isinstance(lift, Lift) and not lift.held.all()}
+        for tensor in (tensor for tensor in self.grown_arch.tensors(self.target_config) if tensor.spec.decays):
+            spaces = {space for axis in tensor.spec.axes for space in axis.spaces} | ({"expert"} if tensor.expert is not None else set())
+            if self.source_of(tensor) is None or self._has_unseen_noise(tensor):
+                found |= spaces
+            elif filled := empty & spaces:  # the random rows of a new index cross every other space
+                found |= spaces if len(filled) > 1 else spaces - filled
+        return found
+
+    def _has_unseen_noise(self, tensor: Tensor) -> bool:
+        """Does a tensor get noise that what reads a grown space, experts among them, does not see?"""
+        reads = any(axis.role == "read" and axis.spaces & self.lifts.keys() for axis in tensor.spec.axes)
+        return "projected noise" in self.rewrites and (reads or self.ends_copied_expert(tensor))
+
+    def ends_copied_expert(self, tensor: Tensor) -> bool:
+        """Is a tensor the last map of an expert, where experts are copied?"""
+        return tensor.expert is not None and "expert" in self.lifts and tensor.spec.ends_branch
 
     @property
     def origin(self) -> Config:

@@ -47,8 +47,13 @@ def noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: Rows
 def projected_noise(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: Rows, share: float) -> Any:
     """W <- W + share (N - N D R): noise that whatever reads a grown space cannot see, since (N - N D R) D = 0 (derived).
 
-    Copies part ways and the function stays. N is at the scale of fresh weights.
+    Copies part ways and the function stays. N is at the scale of fresh weights. All copies of an expert are read together, so that what
+    their last maps get adds up to nothing.
     """
+    if plan.ends_copied_expert(tensor):
+        array = array + like(array, share * _unseen_among_copies(plan, tensor, rows))  # the source's own where no axis grows
+    if not _reads_grown(plan, tensor):
+        return array
     place, lift = next(_grown_reads(plan, tensor))
     drawn, kept = rows, slice(None)
     if place == 0:  # rows are projected together with those that read the same: all copies of an old index
@@ -94,12 +99,28 @@ def diagonal(plan: GrowthPlan, tensor: Tensor, array: Any, moved: Moved, rows: R
     return array
 
 
+def _unseen_among_copies(plan: GrowthPlan, tensor: Tensor, rows: Rows) -> NDArray[np.float64]:
+    """N - N D R over the copies of an expert: its own noise without its share of all that they write."""
+    lift, expert = plan.lifts["expert"], tensor.expert
+    assert isinstance(lift, Lift)
+    assert expert is not None
+    unseen = _epsilon(plan, tensor, rows).astype(np.float64)
+    for copy in np.flatnonzero(lift.source == lift.source[expert]):
+        name = plan.grown_arch.name(tensor.key, tensor.layer, int(copy))
+        unseen -= lift.read[expert] * lift.write[copy] * _epsilon(plan, replace(tensor, name=name), rows)
+    return unseen
+
+
 def _touches_blocks(plan: GrowthPlan, tensor: Tensor) -> bool:
     return tensor.layer is not None and tensor.spec.decays
 
 
 def _reads_grown(plan: GrowthPlan, tensor: Tensor) -> bool:
     return tensor.spec.decays and any(_grown_reads(plan, tensor))
+
+
+def _gets_unseen(plan: GrowthPlan, tensor: Tensor) -> bool:
+    return _reads_grown(plan, tensor) or plan.ends_copied_expert(tensor)
 
 
 def _writes_grown(plan: GrowthPlan, tensor: Tensor) -> bool:
@@ -113,7 +134,7 @@ def _grown_on_both_sides(plan: GrowthPlan, tensor: Tensor) -> bool:
 
 REWRITES: dict[str, Rewrite] = {
     "noise": Rewrite(_touches_blocks, noise),
-    "projected noise": Rewrite(_reads_grown, projected_noise),
+    "projected noise": Rewrite(_gets_unseen, projected_noise),
     "above": Rewrite(_writes_grown, above),
     "diagonal": Rewrite(_grown_on_both_sides, diagonal),
 }

@@ -129,7 +129,7 @@ LEGEND = (
     "changes: the function is not preserved, by design, and logits move by so much. "
     "trains: everything new gets a gradient within three steps. "
     "dual: gradients, and so Adam's moments, of what was copied are the source's, moved by the dual lift, to 1e-10. "
-    "alike: two copies of a neuron, channel or head get the same gradient, so that training never parts them, and noise would. "
+    "alike: two copies of a neuron, channel, head or expert get the same gradient, so that training never parts them, and noise would. "
     "-: refused, with a sentence that says why. Masked operators are measured at mask 0, and trained while the masks open."
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from outgrow.arch import Arch, Config, arch_for
 from outgrow.errors import OutgrowError
-from outgrow.growth.operators.parts import as_they_are
+from outgrow.growth.operators.parts import as_they_are, parting
 from outgrow.growth.plan import Claims, GrowthPlan
 from outgrow.spaces import copies
 
@@ -65,14 +65,18 @@ def _said(arch: Arch, config: Config) -> dict[str, object]:
     return {key: value for key, value in defaults.items() if key not in config}
 
 
-def more_experts(arch: Arch, config: Config, factor: int = 2) -> GrowthPlan:
-    """Copies every expert `factor` times and sends a token to `factor` times as many. Exact: all copies of an expert are chosen."""
+def more_experts(arch: Arch, config: Config, factor: int = 2, noise: float = 0.0, seed: int = 0) -> GrowthPlan:
+    """Copies every expert `factor` times and sends a token to `factor` times as many. Exact: all copies of an expert are chosen.
+
+    `noise` is a share of noise on the copies' last maps that adds up to nothing, so that they part ways; without it they never do.
+    """
     if "expert" not in arch.spaces:
         raise OutgrowError(f"{arch.family} has no experts; use upcycle first")
     if factor < 2:
         raise OutgrowError(f"more-experts needs a factor of at least 2, not {factor}")
     count = arch.sizes(config)["expert"]
     return GrowthPlan(
-        "more-experts", {"factor": factor}, arch, config, as_they_are(arch, config), Claims(preserves=True, trains=True, dual=True),
-        "arXiv:2212.05055", lifts={"expert": copies(count, count * factor)},
+        "more-experts", {"factor": factor} | ({"noise": noise, "seed": seed} if noise else {}), arch, config, as_they_are(arch, config),
+        Claims(preserves=True, trains=True, dual=not noise), "arXiv:2212.05055", lifts={"expert": copies(count, count * factor)},
+        rewrites=parting(noise), seed=seed,
     )  # fmt: skip
