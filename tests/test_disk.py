@@ -80,6 +80,18 @@ def test_arrays_grow_in_memory_with_their_moments(monkeypatch):
         outgrow.grow_moments(plan, {})
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_grown_moments_have_memory_of_their_own(kind):
+    """Optimizers change moments in place: copies of a layer would share theirs, and with the old optimizer too."""
+    plan = outgrow.plan(TINY["llama"], "stack(factor=2)")
+    old = {name: kind(np.ones(shape)) for name, shape in LLAMA.shapes(TINY["llama"]).items()}
+    found = outgrow.grow_moments(plan, old)
+    for state in found.values():
+        state += 1
+    assert all((state == 2).all() for state in found.values())
+    assert all((state == 1).all() for state in old.values())
+
+
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
 def test_every_example_runs(example, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -91,6 +91,10 @@ def grow_state(growth: GrowthPlan, weights: Mapping[str, Any]) -> dict[str, Any]
 
 
 def grow_moments(growth: GrowthPlan, moments: Mapping[str, Any], *, squares: bool = False, policy: Policy = "carry") -> dict[str, Any]:
-    """Grown optimizer moments, name -> array: first moments or momentum, or second moments with `squares`."""
+    """Grown optimizer moments, name -> array: first moments or momentum, or second moments with `squares`.
+
+    Each has memory of its own, since optimizers change moments in place.
+    """
     grown = Grown(growth, rows_of(moments))
-    return {name: grown.state(name, "square" if squares else "gradient", policy) for name in grown.tensors}
+    states = ((name, grown.state(name, "square" if squares else "gradient", policy)) for name in grown.tensors)
+    return {name: state.clone() if hasattr(state, "clone") else state.copy() for name, state in states}
