@@ -11,11 +11,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from outgrow.arch import FAMILIES, LLAMA
+from outgrow.arch import FAMILIES, LLAMA, arch_for, parameter_counts
 from outgrow.cli import main
 from outgrow.extensions import load_family, load_operators
-from outgrow.lab.check import cell, check, markdown
-from outgrow.lab.tiny import TINY, write_tiny
+from outgrow.growth.operators import OPERATORS, make_plan
+from outgrow.lab.check import cell, check, default_knobs, markdown
+from outgrow.lab.tiny import TINY, shrunk, write_tiny
 
 OWN = '''
 from outgrow.arch import Arch, Config
@@ -111,6 +112,66 @@ def test_an_operator_of_ones_own(run, source, tmp_path):
     assert "layers: 6 -> 12 (x2)" in out
     refused(run("grow", source, tmp_path / "x", *own, "--operator", "last-twice(time=3)"), "has no knob 'time'; it has: times")
     refused(run("check", *own, "--operator", "liar", "--family", "llama"), "1 claims are not backed: liar on llama claims to preserve")
+
+
+def test_what_is_asked_for_and_not_measured_is_no_success(run, source, tmp_path):
+    (tmp_path / "own.py").write_text(
+        OWN.replace("times: int = 2", "times: int").replace("last_twice(arch, config)", "last_twice(arch, config, 2)")
+    )
+    own = ("--operator-file", tmp_path / "own.py", "--family", "llama")
+    done = run("check", *own, "--operator", "last-twice")
+    refused(done, "last-twice was refused everywhere: the operator 'last-twice' needs the knob 'times'")
+    assert run("check", *own, "--operator", "last-twice", "--knob", "times=3")[0] == 0
+    refused(run("check", *own, "--knob", "times=3"), "a knob of a single operator")
+    refused(run("check", "--operator", "upcycle", "--family", "gpt2"), "upcycle was refused everywhere")
+    (tmp_path / "lama.yaml").write_text(yaml.safe_dump(FAMILY))
+    strange = ("--family-file", tmp_path / "lama.yaml", "--source", renamed(source, tmp_path / "strange"))
+    status, out, _ = run("check", *strange)
+    assert (status, "the table alone was checked, and no operator: transformers cannot run" in out) == (0, True)
+    refused(run("check", *strange, "--operator", "stack"), "'stack' was not tried: transformers cannot run")
+    refused(run("check", *strange, "--family", "llama"), "--family has no effect with --family-file")
+    refused(run("check", *strange, "--markdown", tmp_path / "t.md"), "--markdown has no effect with --family-file")
+    refused(run("check", *strange[:2], "--operator", "stack"), "give --source too")
+
+
+LARGE = {
+    "llama": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+              "num_key_value_heads": 8, "vocab_size": 128256, "eos_token_id": 128001},
+    "gemma2": {"hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42, "num_attention_heads": 16, "vocab_size": 256000,
+               "num_key_value_heads": 8, "head_dim": 256, "layer_types": ["sliding_attention", "full_attention"] * 21},
+    "gpt2": {"n_embd": 1600, "n_head": 25, "n_layer": 48, "vocab_size": 50257, "bos_token_id": 50256, "eos_token_id": 50256},
+    "mixtral": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+                "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", LARGE)
+def test_a_large_config_is_tried_shrunk(family):
+    config = {"model_type": family, **LARGE[family]}
+    small = shrunk(arch_for(config), config)
+    assert parameter_counts(arch_for(config), small).total < 1 << 22
+    assert arch_for(config).sizes(small)["head"] == arch_for(config).sizes(config)["head"]
+    verdict = check("direct-width", small)
+    assert (verdict.refusal, verdict.broken) == ("", [])
+    assert shrunk(arch_for(config), TINY[family]) == TINY[family]
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4},
+        {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4},
+        {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 1, "num_hidden_layers": 5},
+        {"hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 3},
+    ],
+)
+def test_the_knobs_that_are_tried_suit_other_sizes_than_ours(edits):
+    for family in ("llama", "olmo2", "mixtral"):
+        config = {**TINY[family], **edits}
+        for name in OPERATORS.keys() - {"upcycle", "more-experts"}:
+            plan = make_plan(name, arch_for(config), config, default_knobs(name, arch_for(config), config))
+            assert parameter_counts(plan.arch, plan.target_config).total >= parameter_counts(plan.arch, config).total
+            assert "width" not in name or "kv" in plan.lifts or "staged" in name or (family == "olmo2" and name != "direct-width"), name
 
 
 def test_knobs_have_the_types_that_an_operator_says(run, source, tmp_path):

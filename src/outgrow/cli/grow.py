@@ -163,6 +163,7 @@ def learn(
 @app.command()
 def check(
     operator: Annotated[list[str] | None, typer.Option(help="An operator to check; all if not given. May be repeated.")] = None,
+    knob: Knobs = None,
     family: Annotated[list[str] | None, typer.Option(help="A family to check; all if not given. May be repeated.")] = None,
     operator_file: OperatorFile = None,
     family_file: FamilyFile = None,
@@ -172,17 +173,21 @@ def check(
     """Measure what operators claim, on tiny float64 models of every family: preserves, trains, dual gradients.
 
     With --family-file and --source, first say what the family's table lacks against the checkpoint's files. Exits with 1 where a
-    measurement does not back a claim.
+    measurement does not back a claim, and where an operator that is named is refused everywhere.
     """
     from outgrow.lab.checks import check_everything, check_family_file
 
-    operators = operators_of(operator_file)
+    if knob and len(operator or ()) != 1:
+        raise OutgrowError("--knob is a knob of a single operator; give one --operator")
+    operators, knobs = operators_of(operator_file), dict(knob_of(text) for text in knob or []) or None
     if family_file:
-        broken = check_family_file(families_of(family_file), source, operator, operators)
+        if family or markdown:
+            raise OutgrowError(f"--{'family' if family else 'markdown'} has no effect with --family-file; leave it out")
+        broken = check_family_file(families_of(family_file), source, operator, operators, knobs)
     else:
         if source:
             raise OutgrowError("--source is what --family-file is held against; give that file too")
-        broken = check_everything(operator, family, operators, markdown)
+        broken = check_everything(operator, family, operators, markdown, knobs)
     if broken:
         raise OutgrowError(f"{len(broken)} claims are not backed: {broken[0]}")
 

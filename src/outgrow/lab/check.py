@@ -86,7 +86,7 @@ def check(
         knobs: stand in for the ones that are tried by default.
         operators, families: what is known.
     """
-    source = _source(json.dumps(config, sort_keys=True))
+    source = tiny_source(json.dumps(config, sort_keys=True))
     whole = read_json(source.directory / "config.json")
     arch = arch_for(whole, families)
     with tempfile.TemporaryDirectory() as folder:
@@ -155,20 +155,25 @@ def _citation(verdicts: Iterable[Verdict]) -> str:
 def default_knobs(operator: str, arch: Arch, config: Config) -> dict[str, Any]:
     """Knobs that make an operator do its work on a tiny model of a family."""
     sizes, layers = arch.sizes(config), arch.layers(config)
+    kv, group = sizes["kv"], sizes.get("group", 0)
     # hidden by 3/2; kv by 3/2 too where the family derives head_dim from both; evenly where heads are normed together.
-    widths = {"hidden": sizes["hidden"] * 3 // 2, "ffn": sizes["ffn"] + 13}
-    odd = {**widths, "kv": 3} if "group" not in sizes else {**widths, "kv": 3, "group": 4}
-    even = {**widths, "kv": 4}
+    hidden, some = (sizes["hidden"] * 3 // 2, kv * 3 // 2) if kv % 2 == 0 else (sizes["hidden"] * 2, kv * 2)
+    widths = {"hidden": hidden, "ffn": sizes["ffn"] + 13}
+    odd = {**widths, "kv": some}
+    if group:  # more heads a group, if transformers has a model of so many
+        odd["group"] = next((more for more in range(group + 1, 2 * group + 1) if hidden % (some * more) == 0), group)
+    even = {**widths, "kv": kv * 2} if hidden % (kv * 2 * max(group, 1)) == 0 else {"ffn": widths["ffn"], "kv": kv * 2}
     together = arch.spaces["kv"].admits == "even copies"
     empty_heads = widths if together else odd
     period = arch.pattern(config)
     known: dict[str, dict[str, Any]] = {
-        "direct-width": even if together else odd, "fpi": {"hidden": sizes["hidden"] * 2, "ffn": sizes["ffn"] + 13, "kv": 4},
+        "direct-width": even if together else odd, "fpi": {"hidden": sizes["hidden"] * 2, "ffn": sizes["ffn"] + 13, "kv": kv * 2},
         "aki": even if together else odd, "learn-width": odd, "zero-width": empty_heads, "random-width": empty_heads,
         "lemon": {**(even if together else odd), "layers": layers + period}, "msg": {**empty_heads, "layers": layers + period},
         "stack": {"factor": 2}, "arrange": {"layers": f"0-{layers - 1},0-{layers - 1}"},
         "mergekit": {"layers": f"0-{layers - 1},0-{layers - 1}"}, "solar": {"removed": 1},
-        "llama-pro": {"blocks": 2}, "expand": {"layers": layers * 2, "weights": "random"},
+        "llama-pro": {"blocks": 2 if layers % (2 * period) == 0 else max(layers // period, 1)},
+        "expand": {"layers": layers * 2, "weights": "random"},
         "upcycle": {"experts": 4, "chosen": 2},
     }  # fmt: skip
     return known.get(operator, {})
@@ -239,8 +244,13 @@ class _Source:
 
 
 @cache
-def _source(config: str) -> _Source:
+def tiny_source(config: str) -> _Source:
+    """A checkpoint of random weights of a config (JSON) and what it computes; raises whatever transformers raises."""
     folder = tempfile.TemporaryDirectory()
     directory = Path(folder.name) / "source"
-    write_tiny(directory, json.loads(config))
-    return _Source(folder, directory, behaviour(directory))
+    try:
+        write_tiny(directory, json.loads(config))
+        return _Source(folder, directory, behaviour(directory))
+    except BaseException:
+        folder.cleanup()
+        raise

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import transformers
 from rich.console import Console
@@ -17,14 +19,18 @@ from outgrow.errors import OutgrowError
 from outgrow.extensions import checkpoint_problems
 from outgrow.files import read_json
 from outgrow.growth.operators import Operator
-from outgrow.lab.check import LEGEND, Verdict, cell, check, markdown
-from outgrow.lab.tiny import TINY
+from outgrow.lab.check import LEGEND, Verdict, cell, check, markdown, tiny_source
+from outgrow.lab.tiny import TINY, shrunk
 
 
 def check_everything(
-    operators: list[str] | None, families: list[str] | None, known: Mapping[str, Operator], page: Path | None
-) -> list[str]:  # fmt: skip
-    """Checks operators on families, prints the table, and returns the claims that are not backed."""
+    operators: list[str] | None,
+    families: list[str] | None,
+    known: Mapping[str, Operator],
+    page: Path | None,
+    knobs: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Checks operators on families, prints the table, and returns what is not backed: claims, and operators named that no family takes."""
     if page and not page.absolute().parent.is_dir():
         raise OutgrowError(f"there is no directory '{page.parent}' for the table")
     names, tried = _chosen(operators, list(known), "operator"), _chosen(families, list(TINY), "family")
@@ -32,18 +38,24 @@ def check_everything(
     pairs = [(name, family) for name in names for family in tried]
     rows: dict[str, dict[str, Verdict]] = {name: {} for name in names}
     for name, family in track(pairs, "checking", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()):
-        rows[name][family] = check(name, TINY[family], operators=known)
+        rows[name][family] = check(name, TINY[family], knobs, operators=known)
     _print(rows, tried)
     if page:
         page.write_text(markdown(rows), encoding="utf-8")
-    return _broken(rows)
+    return _broken(rows, operators or ())
 
 
 def check_family_file(
-    families: Sequence[Arch], source: Path | None, operators: list[str] | None, known: Mapping[str, Operator]
+    families: Sequence[Arch],
+    source: Path | None,
+    operators: list[str] | None,
+    known: Mapping[str, Operator],
+    knobs: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Holds a family, the first of `families`, against a checkpoint's files, and then checks operators on its config."""
+    """Holds a family, the first of `families`, against a checkpoint's files, and then checks operators on its config or a smaller one."""
     arch = families[0]
+    if source is None and operators:
+        raise OutgrowError("operators are tried on a checkpoint's config, and none is given; give --source too, or leave --operator out")
     if source is None:
         print(f"the table of '{arch.family}' is whole in itself; give --source, a checkpoint directory, to hold it against its files")
         return []
@@ -59,13 +71,21 @@ def check_family_file(
         raise OutgrowError(f"the family '{arch.family}' does not describe '{source}': {len(problems)} lines to mend, listed above")
     print(f"'{arch.family}' describes all {len(shapes)} tensors of '{source}'")
     _quiet()
-    names = _chosen(operators, list(known), "operator")
+    names, tried = _chosen(operators, list(known), "operator"), shrunk(arch, config)
+    try:
+        tiny_source(json.dumps(tried, sort_keys=True))
+    except Exception as error:  # transformers does not know the model, or lacks what it needs, and raises what it likes
+        reason = f"transformers cannot run a model of its config: {' '.join(str(error).split())[:200]}"
+        if operators:
+            raise OutgrowError(f"'{operators[0]}' was not tried: {reason}") from None
+        print(f"the table alone was checked, and no operator: {reason}")
+        return []
     rows = {
-        name: {arch.family: check(name, config, operators=known, families=families)}
+        name: {arch.family: check(name, tried, knobs, operators=known, families=families)}
         for name in track(names, "checking", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     }
     _print(rows, [arch.family])
-    return _broken(rows)
+    return _broken(rows, operators or ())
 
 
 def _chosen(wanted: list[str] | None, known: list[str], kind: str) -> list[str]:
@@ -86,8 +106,11 @@ def _print(rows: Mapping[str, Mapping[str, Verdict]], families: list[str]) -> No
     print(f"\n{LEGEND}")
 
 
-def _broken(rows: Mapping[str, Mapping[str, Verdict]]) -> list[str]:
-    return [f"{name} on {family} {one}" for name, row in rows.items() for family, verdict in row.items() for one in verdict.broken]
+def _broken(rows: Mapping[str, Mapping[str, Verdict]], named: Collection[str]) -> list[str]:
+    """What the measurement does not back; of an operator that was asked for by name, nothing is backed where every family refuses it."""
+    found = [f"{name} on {family} {one}" for name, row in rows.items() for family, verdict in row.items() for one in verdict.broken]
+    refused = {name: [verdict.refusal for verdict in rows[name].values()] for name in named}
+    return found + [f"{name} was refused everywhere: {reasons[0]}" for name, reasons in refused.items() if all(reasons)]
 
 
 def _quiet() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from outgrow.arch import Config
+from outgrow.arch import Arch, Config, parameter_counts
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.models.exact import exact_model
 
@@ -20,6 +21,7 @@ _LLAMA = {
     "hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2,
     "head_dim": 10, "vocab_size": 53, "max_position_embeddings": 64, "rms_norm_eps": 1e-3,
 }  # fmt: skip
+MOST_PARAMETERS = 1 << 20  # of a model that is measured as it is
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 # Odd on purpose: grouped queries, head_dim apart from hidden / heads where the family allows it, an eps that shows.
 TINY: dict[str, dict[str, Any]] = {
@@ -39,6 +41,32 @@ TINY: dict[str, dict[str, Any]] = {
     "phi3": {"model_type": "phi3", **_LLAMA},
     "mixtral": {"model_type": "mixtral", **_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
+
+
+def shrunk(arch: Arch, config: Config) -> dict[str, Any]:
+    """A config of the same kind that float64 measures in seconds; the same one where it is small enough.
+
+    Few heads, experts, neurons, words and whole periods of layers; head_dim stays, which much in a config follows.
+    """
+    if parameter_counts(arch, config).total <= MOST_PARAMETERS:
+        return dict(config)
+    sizes, period = arch.sizes(config), arch.pattern(config)
+    layers = min(arch.layers(config), period * -(-4 // period))
+    few = {"kv": 2, "group": 2, "ffn": 37, "vocab": 53, "expert": 4}
+    wanted = {space: min(size, few[space]) for space, size in sizes.items() if space in few}
+    made = {key: None if key.endswith("_token_id") else value for key, value in config.items()} | {arch.layer_count: layers}
+    made |= {table: config[table][:layers] for table in arch.layer_tables if isinstance(config.get(table), list)}
+    made |= {key: min(config[key], layers) for key in arch.layer_bounds if isinstance(config.get(key), int)}
+    made |= {key: math.prod(wanted[space] for space in spaces) for key, spaces in arch.products.items()}
+    made |= {key: min(arch.get(config, key), 2) for space in arch.spaces.values() for key in space.scales}
+    heads = wanted["kv"] * wanted.pop("group", 1)
+    for head in (8, sizes["head"]):  # the second where a config derives head_dim from hidden
+        for space, size in {**wanted, "hidden": heads * head}.items():
+            keys = arch.spaces[space].edit or (arch.spaces[space].size,)
+            made |= {key: size for key in [key for key in keys if key in config] or keys[:1]}
+        if arch.sizes(made)["head"] == sizes["head"]:
+            break
+    return made
 
 
 def write_tiny(directory: Path, config: Config, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
