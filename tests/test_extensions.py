@@ -189,6 +189,29 @@ def test_knobs_have_the_types_that_an_operator_says(run, source, tmp_path):
     refused(run("grow", source, tmp_path / "x", *own, "nothing"), "the operator 'nothing' returned 'None', and must return a GrowthPlan")
 
 
+def test_an_operator_file_may_be_written_as_python_is_today(run, source, tmp_path):
+    (tmp_path / "json.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from typing import TYPE_CHECKING, ClassVar, Literal\n"
+        "from outgrow.growth.operators import arrange\n"
+        "if TYPE_CHECKING:\n"
+        "    from outgrow import GrowthPlan\n"
+        "    from outgrow.arch import Arch, Config, Spec\n"
+        "@dataclass\n"
+        "class Order:\n"
+        "    orders: ClassVar[dict[str, str]] = {'top': '0-3,3', 'bottom': '0,0-3'}\n"
+        "    end: str\n"
+        "def twice(arch: Arch, config: Config, end: Literal['top', 'bottom'] = 'top', spec: Spec | None = None) -> GrowthPlan:\n"
+        "    return arrange(arch, config, Order.orders[Order(end).end])\n"
+    )
+    own = ("--operator-file", tmp_path / "json.py", "--dry-run", "--operator")
+    assert "layer map: 0 0 1 2 3" in run("grow", source, tmp_path / "target", *own, "twice(end='bottom')")[1]
+    assert "layer map: 0 1 2 3 3" in run("grow", source, tmp_path / "target", *own, "twice")[1]
+    refused(run("grow", source, tmp_path / "x", *own, "twice(end='middle')"), "must be of type Literal['top', 'bottom'], not 'middle'")
+    assert json is sys.modules["json"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -57,15 +58,16 @@ def load_operators(place: str) -> dict[str, Operator]:
     The file is run, as any Python file that is imported is.
     """
     path = Path(place)
-    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    spec = importlib.util.spec_from_file_location(f"operators of {path.absolute()}", path) if path.is_file() else None
     if spec is None or spec.loader is None:
         raise OutgrowError(f"there is no Python file '{place}' to take operators from")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their names
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[spec.name]
         raise OutgrowError(f"'{place}' cannot be run: {type(error).__name__}: {error}") from None
-    own = {name: value for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == path.stem}
+    own = {name: value for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == spec.name}
     operators = {name: value for name, value in own.items() if list(inspect.signature(value).parameters)[:2] == ["arch", "config"]}
     found = {name.replace("_", "-"): value for name, value in operators.items() if not name.startswith("_")}
     if not found:

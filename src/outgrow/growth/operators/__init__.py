@@ -7,8 +7,8 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from types import SimpleNamespace, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from outgrow.arch import Arch, Config
 from outgrow.errors import OutgrowError
@@ -76,14 +76,13 @@ def single_plan(
     if name not in operators:
         raise OutgrowError(f"unknown operator '{name}'; known: {', '.join(operators)}")
     parameters = dict(list(inspect.signature(operators[name]).parameters.items())[2:])
-    kinds = get_type_hints(operators[name])
     for knob, value in knobs.items():
         if knob not in parameters:
             has = f"it has: {', '.join(parameters)}" if parameters else "it has none"
             raise OutgrowError(f"the operator '{name}' has no knob '{knob}'; {has}")
-        kind = kinds.get(knob, object)
+        kind = _kind(operators[name], parameters[knob])
         if not _is_of(value, kind):
-            said = kind.__name__ if isinstance(kind, type) and not get_args(kind) else kind
+            said = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).removeprefix("typing.")
             raise OutgrowError(f"the knob '{knob}' of '{name}' must be of type {said}, not {value!r}")
         if kind is float and not abs(value) <= sys.float_info.max:
             raise OutgrowError(f"the knob '{knob}' of '{name}' must be a finite number, not {str(value)[:40]}")
@@ -98,10 +97,25 @@ def single_plan(
     return made
 
 
+def _kind(operator: Operator, knob: inspect.Parameter) -> Any:
+    """The type that an operator says for a knob; object where it says none, or one that it imports for type checkers alone."""
+    if knob.annotation is knob.empty:
+        return object
+    try:
+        return get_type_hints(
+            SimpleNamespace(__annotations__={"it": knob.annotation}), getattr(inspect.unwrap(operator), "__globals__", {})
+        )["it"]
+    except NameError:
+        return object
+
+
 def _is_of(value: Any, kind: Any) -> bool:
-    """Is a knob's value of the type that its operator says: a class, `int | None`, `list[int]`?"""
-    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    return any(one in (object, Any) or type(value) is (get_origin(one) or one) or (one is float and type(value) is int) for one in choices)
+    """Is a knob's value of the type that its operator says: a class, `int | None`, `list[int]`, `Literal["top", "bottom"]`?"""
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_of(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(kind))
+    return kind in (object, Any) or type(value) is (get_origin(kind) or kind) or (kind is float and type(value) is int)
 
 
 def _calls(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
