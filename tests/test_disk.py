@@ -148,7 +148,7 @@ def test_the_card_says_what_was_grown_from_what(source, tmp_path):
     assert "license: mit\n" in front
     assert "- model-growth\n" in front
     assert "old" not in front
-    assert "1. `stack(factor=2)`, arXiv:2405.15319: changes the function" in card
+    assert "1. `stack(factor=2)`, arXiv:2405.15319: the function is no longer that of the source" in card
     assert "2. `direct-width(ffn=50)`" in card
     assert "| layers | 4 | 8 |" in card
     assert "Old words" not in card

@@ -78,7 +78,7 @@ def test_a_receipt_holds_plan_hashes_claims_and_the_measured_difference(run, sou
     assert (status, err) == (0, "")
     receipt = json.loads((tmp_path / "target" / "outgrow.json").read_text())
     assert receipt["plan"]["after"]["operator"] == "stack"
-    assert receipt["plan"]["claims"] == {"preserves": True, "trains": True, "dual": True}
+    assert receipt["plan"]["claims"] == {"preserves": False, "trains": True, "dual": False}  # of the stack and what follows
     assert list(receipt["parents"]) == ["model.safetensors"]
     assert receipt["measured"]["logit_difference"] > 1e-2  # the stack changed it
     assert "measured: logits differ by at most" in out

@@ -252,6 +252,18 @@ def test_then_is_associative_and_refuses_another_config():
         planned("random-width(ffn=50), stack")
 
 
+def test_a_composed_plan_claims_what_all_its_stages_claim():
+    plan = planned("stack(factor=2), direct-width(ffn=50)")
+    assert plan.claims == Claims(preserves=False, trains=True, dual=False)
+    assert planned("zero-depth(factor=2), direct-width(ffn=50)").claims == Claims(preserves=True, trains=True, dual=True)
+    assert GrowthPlan.from_json(json.loads(json.dumps(plan.as_json()))) == plan
+    older = {
+        **plan.as_json(),
+        "claims": {"preserves": True, "trains": True, "dual": True},
+    }  # earlier versions wrote those of the last stage
+    assert GrowthPlan.from_json(older) == plan
+
+
 def test_only_pure_copies_are_copied():
     grown = Grown(planned("stack(factor=2), direct-width(ffn=50)"), lambda name, rows: source_of(ODD)[name])
     assert grown.copied_from("model.layers.4.self_attn.q_proj.weight") == "model.layers.1.self_attn.q_proj.weight"

@@ -23,7 +23,7 @@ def card_text(checkpoint: Checkpoint, plan: GrowthPlan, receipt: Lineage) -> str
     front = ["---", yaml.safe_dump(about, sort_keys=False, allow_unicode=True).rstrip(), "---"]
     stages = [
         f"{number}. `{stage.operator}({', '.join(f'{key}={value!r}' for key, value in stage.knobs.items())})`, {stage.citation}: "
-        f"{'keeps the function' if stage.claims.preserves else 'changes the function'}"
+        f"{'the function is kept' if stage.claims.preserves else 'the function is no longer that of the source'}"
         for number, stage in enumerate(plan.stages, 1)
     ]
     before, after = plan.stages[0], plan.target_config
@@ -77,7 +77,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _trained(plan: GrowthPlan, receipt: Lineage) -> str:
-    if all(stage.claims.preserves for stage in plan.stages):
+    if plan.claims.preserves:
         begin = "It computes what the source computes, and is meant to be trained on."
     else:
         begin = "It does not compute what the source computes, and has to be trained on before it is of use."

@@ -52,8 +52,8 @@ def _stages(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 def plan_lines(plan: GrowthPlan, every_tensor: bool = True) -> Iterator[str]:
     """A plan as text: sizes, parameters and FLOPs before and after, claims, and which tensor comes from which."""
-    first, stages = plan.stages[0], plan.stages
-    for stage in stages:
+    first = plan.stages[0]
+    for stage in plan.stages:
         knobs = ", ".join(f"{key}={value}" for key, value in stage.knobs.items())
         yield f"{stage.operator}({knobs}), {stage.citation}: {stage.arch.family}"
         yield _change("layers", stage.arch.layers(stage.source_config), len(stage.layers))
@@ -67,8 +67,7 @@ def plan_lines(plan: GrowthPlan, every_tensor: bool = True) -> Iterator[str]:
         if stage.trains_only_fresh:
             yield "training changes the new layers only"
     yield from _costs(first.arch, first.source_config, plan.grown_arch, plan.target_config)
-    preserves = all(stage.claims.preserves for stage in stages)
-    yield "the function is preserved" if preserves else "the function changes: expect a higher loss until trained on"
+    yield "the function is preserved" if plan.claims.preserves else "the function changes: expect a higher loss until trained on"
     if plan.alike:
         copies = f"copies in {', '.join(plan.alike)}"
         yield f"{copies} get equal gradients: training never parts them; noise does (direct-width, hypercloning and more-experts have some)"

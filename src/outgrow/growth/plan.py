@@ -34,6 +34,10 @@ class Claims:
     trains: bool
     dual: bool = False
 
+    def __and__(self, other: Claims) -> Claims:
+        """What both promise."""
+        return Claims(self.preserves and other.preserves, self.trains and other.trains, self.dual and other.dual)
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -53,7 +57,7 @@ class GrowthPlan:
         arch: the family of the source.
         source_config: config.json of the source.
         layers: [target layers] source layer of each target layer, or FRESH.
-        claims: what the operator promises.
+        claims: what the operator promises, and all that are applied before it.
         citation: where the operator comes from.
         lifts: space -> lift, for the spaces that grow.
         ends: [target layers] factor on what ends a branch: 0 makes an identity block. Empty for all ones.
@@ -337,7 +341,7 @@ class GrowthPlan:
             )
         if after.source_config != self.target_config:
             raise OutgrowError(f"'{after.operator}' was planned for another config than what '{self.operator}' makes; plan it for that one")
-        return replace(after, after=self)
+        return replace(after, after=self, claims=self.claims & after.claims)
 
     @property
     def stages(self) -> list[GrowthPlan]:
