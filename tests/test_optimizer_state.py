@@ -14,6 +14,7 @@ from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.growth.apply import Grown
 from outgrow.growth.operators import make_plan
+from outgrow.growth.plan import Claims, GrowthPlan
 from outgrow.lab.check import behaviour
 from outgrow.lab.tiny import TINY, read_tensors, write_tiny
 
@@ -56,6 +57,40 @@ def test_carried_moments_are_those_of_the_grown_models_own_gradients(tmp_path, f
     assert checked >= len(read_tensors(source)) - 4
     assert read_json(tmp_path / "target" / "training.json")["steps"] == 7
     assert read_json(tmp_path / "target" / "outgrow.json")["optimizer"] == "carry"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox"])
+def test_what_lies_before_the_end_of_a_scaled_branch_takes_the_scale(tmp_path, family):
+    """Where branches are so small that the residual stream does not see them, gradients differ by what scales a branch alone."""
+    write_tiny(tmp_path / "plain", TINY[family])
+    small = scaled(tmp_path / "plain", 1e-7)
+    grow_directory(tmp_path / "plain", tmp_path / "small", small)
+    plan = scaled(tmp_path / "small", 3.0)
+    grow_directory(tmp_path / "small", tmp_path / "grown", plan)
+    before, after = (behaviour(tmp_path / name).gradients for name in ("small", "grown"))
+    for name, own in after.items():
+        carried = Grown(plan, lambda name, rows: before[name][rows]).state(name, "gradient", "carry")
+        np.testing.assert_allclose(carried, own, rtol=1e-3, atol=1e-4 * abs(own).max(), err_msg=name)
+
+
+def scaled(directory, factor):
+    """A plan that scales all branches."""
+    found = open_checkpoint(directory)
+    layers = tuple(range(found.arch.layers(found.config)))
+    return GrowthPlan("scaled", {}, found.arch, found.config, layers, Claims(False, True), "", ends=(factor,) * len(layers))
+
+
+@pytest.mark.parametrize("chosen", [2, 4])
+def test_experts_share_the_moments_of_the_dense_block_that_they_copy(tmp_path, chosen):
+    """The router's weights sum to one, and so the experts' gradients to the dense block's."""
+    source = with_state(tmp_path / "source")
+    grow_directory(source, tmp_path / "target", plan_for(source, f"upcycle(experts=4, chosen={chosen})"), optimizer="carry")
+    own = behaviour(tmp_path / "target").gradients
+    first, second = (load_file(tmp_path / "target" / f"{moment}.safetensors") for moment in ("exp_avg", "exp_avg_sq"))
+    for part in ("w1", "w2", "w3"):
+        names = [f"model.layers.1.block_sparse_moe.experts.{expert}.{part}.weight" for expert in range(4)]
+        np.testing.assert_allclose(sum(first[name] for name in names), sum(own[name] for name in names), atol=1e-10)
+        assert all((second[name] == first[name] ** 2).all() for name in names)
 
 
 def test_doubling_halves_the_first_moment_and_quarters_the_second(tmp_path):

@@ -273,16 +273,17 @@ def test_moments_that_nothing_stands_behind_begin_at_the_mean(tmp_path):
     assert new[name.format(5)].unique().tolist() == pytest.approx([float(old[name.format(0)].mean())])
 
 
-def test_moments_of_a_scaled_branch_are_scaled_the_other_way(tmp_path):
+def test_moments_of_a_scaled_branch_are_scaled_before_its_end_alone():
     from outgrow.growth.apply import Grown
 
     plan = planned("mergekit", layers="0-1,1-2")
     source = source_of(ODD)
     grown = Grown(plan, lambda name, rows: source[name][rows])
-    name = "model.layers.{}.mlp.down_proj.weight"
+    inner, end = "model.layers.{}.mlp.up_proj.weight", "model.layers.{}.mlp.down_proj.weight"
     for channel, power in (("gradient", 1), ("square", 2)):
-        np.testing.assert_allclose(grown.state(name.format(1), channel, "carry"), source[name.format(1)] * 0.5 ** (-power / 2), rtol=1e-6)
-        np.testing.assert_allclose(grown.state(name.format(0), channel, "carry"), source[name.format(0)])
+        np.testing.assert_allclose(grown.state(inner.format(1), channel, "carry"), source[inner.format(1)] * 0.5 ** (power / 2), rtol=1e-6)
+        np.testing.assert_allclose(grown.state(end.format(1), channel, "carry"), source[end.format(1)])
+        np.testing.assert_allclose(grown.state(inner.format(0), channel, "carry"), source[inner.format(0)])
 
 
 def test_gains_behind_a_mask_are_one():

@@ -203,12 +203,9 @@ class Grown:
         else:
             array = read(source, needed)
         moved = transport(tensor.spec, array, plan.lifts, self._sizes, channel, self._embedding, rows)
-        factor = plan.factor(tensor)
         if channel == "weight":
-            moved = _times(tensor.spec, moved, factor)
-            return self._fill(tensor, moved, rows)
-        # Of a branch that begins at zero, `state` keeps nothing but the size of its second moment.
-        share = _read_share(plan, tensor) / (factor or 1.0)
+            return self._fill(tensor, _times(tensor.spec, moved, plan.factor(tensor)), rows)
+        share = _gradient_share(plan, tensor)
         return moved if share == 1 else moved * share ** (2 if channel == "square" else 1)
 
     def _fill(self, tensor: Tensor, array: Any, rows: Rows) -> Any:
@@ -357,10 +354,20 @@ def _depth_map(plan: GrowthPlan, tensor: Tensor) -> Any:
     return tuple(plan.depth_maps[_module(tensor)][tensor.layer])
 
 
-def _read_share(plan: GrowthPlan, tensor: Tensor) -> float:
-    """The weight with which a copy of an expert is read, which its gradient takes."""
-    lift = plan.lifts.get("expert")
-    return float(lift.read[tensor.expert]) if tensor.expert is not None and isinstance(lift, Lift) else 1.0
+def _gradient_share(plan: GrowthPlan, tensor: Tensor) -> float:
+    """By what a gradient is multiplied besides the dual lifts: the factors that stand behind the tensor and not in it (derived).
+
+    The gradient of y = W x is dL/dy x^T, whatever W was scaled by; what lies before it in its branch sees that scale. An expert sees the
+    weight with which it is read: those of a dense block's copies sum to one, and on average they are equal.
+    """
+    share, lift = 1.0, plan.lifts.get("expert")
+    if plan.ends and tensor.layer is not None and not tensor.spec.ends_branch:
+        share = plan.ends[tensor.layer] or 1.0  # of a branch that begins at zero, `state` keeps nothing but the size of its second moment
+    if tensor.expert is not None and isinstance(lift, Lift):
+        share *= float(lift.read[tensor.expert])
+    elif tensor.expert is not None and "expert" not in plan.arch.spaces:
+        share /= plan.grown_arch.sizes(plan.target_config)["expert"]
+    return share
 
 
 def _module(tensor: Tensor) -> str:
