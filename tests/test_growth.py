@@ -355,12 +355,30 @@ def test_side_tables_grow():
 
 @pytest.mark.parametrize("text", ["interpolate(block=1)", "gradual(block=1)", "arrange(layers='0-2,0-3')"])
 def test_partial_periods_of_a_hybrid_model_are_refused(text):
-    for config in (TINY["gemma2"], {**TINY["gemma2"], "layer_types": ["sliding_attention", "full_attention"] * 2}):
-        with pytest.raises(
-            OutgrowError, match="breaks the pattern in which gemma2's layers of 2 kinds take turns; repeat whole periods of 2"
-        ):
-            planned(text, config)
+    with pytest.raises(OutgrowError, match="breaks the pattern in which gemma2's layers of 2 kinds take turns; repeat whole periods of 2"):
+        planned(text, TINY["gemma2"])
     assert planned("interpolate", TINY["gemma2"]).layers == (0, 1, 0, 1, 2, 3, 2, 3)
+    assert planned("interpolate", {**TINY["gemma2"], "num_hidden_layers": 2}).layers == (0, 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["interpolate(block=1)", "gradual(block=1)", "arrange(layers='0-2,0-3')", "staged-depth", "lemon(ffn=50, layers=5)"]
+)
+def test_a_table_of_kinds_says_any_order(text):
+    kinds = ["full_attention"] * 2 + ["sliding_attention"] * 2
+    plan = planned(text, {**TINY["qwen2"], "layer_types": kinds, "sliding_window": 4, "use_sliding_window": True})
+    assert plan.target_config["layer_types"] == [kinds[layer] for layer in plan.layers]
+    taking_turns = {**TINY["gemma2"], "layer_types": ["sliding_attention", "full_attention"] * 2}
+    assert planned("interpolate", taking_turns).layers == (0, 1, 0, 1, 2, 3, 2, 3)
+    assert planned("interpolate(block=1)", taking_turns).layers == (0, 0, 1, 1, 2, 2, 3, 3)
+
+
+def test_layers_of_kinds_in_no_order_are_repeated_one_by_one():
+    """Their pattern is the whole depth, which is no block: a block of it is what `stack` repeats."""
+    config = {**TINY["qwen2"], "layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 2, "sliding_window": 4}
+    assert planned("interpolate", config, factor=2).layers == planned("staged-depth", config).layers == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert planned("gradual", config).layers == (0, 1, 2, 3, 3)
+    assert planned("llama-pro", config, blocks=2).layers == (0, 1, 1, 2, 3, 3)
 
 
 BY_ROWS = [

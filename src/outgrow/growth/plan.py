@@ -144,14 +144,14 @@ class GrowthPlan:
             raise OutgrowError(f"cannot widen {growth} exactly: it is normed or chosen as a whole; copy it to a multiple of {lift.size}")
 
     def _check_pattern(self, old: int) -> None:
-        """Layer tables hold one entry a layer, and layers of several kinds keep taking turns as they did."""
+        """Layer tables hold one entry a layer; layers of several kinds that no table tells apart keep taking turns as they did."""
         for table in self.arch.layer_tables:
             entries = _entries(self.source_config, table)
             if entries is not None and len(entries) != old:
                 raise OutgrowError(f"the config's '{table}' has {len(entries)} entries for {old} layers")
         kinds = self.arch.kinds(self.source_config)
         period = self.arch.pattern(self.source_config)
-        if len(set(kinds)) < 2:
+        if len(set(kinds)) < 2 or self._has_table:
             return
         # A fresh layer has no kind yet: it takes the one that is due.
         grown = [kinds[i % period] if layer == FRESH else kinds[layer] for i, layer in enumerate(self.layers)]
@@ -163,10 +163,9 @@ class GrowthPlan:
 
     def _check_bounds(self) -> None:
         """A key that counts the first layers of a kind can say one run of them, and no other order; a table of all layers says any."""
-        told = any(_entries(self.source_config, table) for table in self.arch.layer_tables)
         for key, switch in self.arch.layer_bounds.items():
             bound = self.source_config.get(key)
-            if self.source_config.get(switch) and isinstance(bound, int) and not told:
+            if self.source_config.get(switch) and isinstance(bound, int) and not self._has_table:
                 inside = self._inside(bound)
                 if inside != sorted(inside, reverse=True):
                     raise OutgrowError(
@@ -263,6 +262,11 @@ class GrowthPlan:
                 if derived.get(name) != size:
                     _set_size(config, arch.spaces[name].edit, size)
         return {**config, **self.config}
+
+    @property
+    def _has_table(self) -> bool:
+        """Does the source's config say the kind of each layer? Then the target's can say any order."""
+        return any(_entries(self.source_config, table) for table in self.arch.layer_tables)
 
     def _grow_tables(self, config: dict[str, Any]) -> None:
         period = self.arch.pattern(self.source_config)

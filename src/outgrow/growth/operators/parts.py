@@ -28,7 +28,7 @@ def repeated(arch: Arch, config: Config, factor: int) -> tuple[int, ...]:
 
 def evenly(arch: Arch, config: Config, layers: int) -> tuple[int, ...]:
     """A deeper layer list in which each layer stands once or more, in place: 012 -> 00112; whole periods where kinds take turns."""
-    count, period = arch.layers(config), arch.pattern(config)
+    count, period = arch.layers(config), block_of(arch, config, 0)
     if not count <= layers <= MOST_LAYERS or not count or layers % period:
         multiple = f" and be a multiple of {period}" if period > 1 else ""
         raise OutgrowError(f"'layers' must lie between the source's {count} and {MOST_LAYERS:,}{multiple}, not {layers}")
@@ -71,8 +71,9 @@ def exact_copies(arch: Arch, space: str, old: int, new: int) -> Lift:
 
 
 def block_of(arch: Arch, config: Config, block: int) -> int:
-    """How many layers to repeat together: as many as asked for, or what keeps layers of several kinds taking turns."""
-    return block or arch.pattern(config)
+    """How many layers to repeat together: as many as asked for, or one period where layers of several kinds take turns, or one."""
+    period = arch.pattern(config)
+    return block or (period if period < arch.layers(config) or period == arch.period else 1)
 
 
 def room(arch: Arch, space: str, old: int, new: int) -> Lift:
