@@ -572,6 +572,15 @@ def test_upcycling_says_what_the_source_left_to_its_defaults():
         planned("upcycle", {**TINY["qwen3"], "layer_types": ["sliding_attention"] * 4})
 
 
+def test_upcycling_leaves_no_window_where_there_was_none():
+    """Qwen3-MoE gives every layer the window that the config switches on; in Qwen3 some or all of them have none."""
+    windowed = {**TINY["qwen3"], "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+    with pytest.raises(OutgrowError, match="attend to a sliding window"):
+        planned("upcycle", windowed)
+    assert planned("upcycle", {**windowed, "layer_types": ["full_attention"] * 4}).target_config["use_sliding_window"] is False
+    assert "use_sliding_window" not in planned("upcycle", TINY["qwen3"]).target_config
+
+
 def test_growing_from_an_incomplete_source_names_the_tensor():
     with pytest.raises(OutgrowError, match=r"no tensor 'model\.embed_tokens\.weight'"):
         dict(grow(planned("stack", factor=2), {}))

@@ -26,7 +26,8 @@ def upcycle(arch: Arch, config: Config, experts: int = 8, chosen: int = 2, seed:
         raise OutgrowError(f"{arch.family} has no family of experts to become; these have: {', '.join(_TARGETS)}")
     if not 1 <= chosen <= experts or experts < 2:
         raise OutgrowError(f"upcycle sends a token to 1 to {experts} of at least 2 experts, not to {chosen}")
-    if "sliding_attention" in arch.kinds(config):
+    windows = any(config.get(switch) for switch in arch.layer_bounds.values())
+    if "sliding_attention" in arch.kinds(config) or (windows and not any(config.get(table) for table in arch.layer_tables)):
         raise OutgrowError(f"{_TARGETS[arch.family][0]} has layers of one kind, and some of the source's attend to a sliding window")
     biased = [key for key in ("attention_bias", "mlp_bias") if arch.family == "llama" and arch.get(config, key)]
     if biased:
@@ -40,6 +41,7 @@ def upcycle(arch: Arch, config: Config, experts: int = 8, chosen: int = 2, seed:
     }  # fmt: skip
     edits |= _said(arch, config)
     if family == "qwen3_moe":
+        edits |= {"use_sliding_window": False} if windows else {}  # Qwen3-MoE gives every layer the window
         edits |= {
             "moe_intermediate_size": arch.sizes(config)["ffn"],
             "norm_topk_prob": True,
