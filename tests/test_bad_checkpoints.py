@@ -529,7 +529,7 @@ def test_a_plan_that_names_what_is_not_there_is_refused(source):
     odd = {"keys": {"mlp.up_proj.weight": "mlp.none.weight"}}, {"depth_maps": {"mlp.up_proj": array_to_json(np.ones((3, 4)))}}
     for edit, says in zip(odd, ("does not have", r"must be \[16, 4\]"), strict=True):
         with pytest.raises(outgrow.OutgrowError, match=says):
-            GrowthPlan.from_json({**plan, **edit}, arch)
+            GrowthPlan.from_json({**plan, **edit}, (arch,))
 
 
 def test_heads_that_no_longer_divide_the_width_are_said_in_the_config(run, tmp_path):  # noqa: F811

@@ -188,6 +188,15 @@ def test_what_was_grown_verifies_however_it_was_sharded(source, tmp_path, operat
     assert verify(tmp_path / "target", source) == len(open_checkpoint(tmp_path / "target").tensors)
 
 
+def test_what_earlier_versions_grew_verifies(source, tmp_path):
+    """They wrote the last stage's claims as those of the whole plan."""
+    outgrow.grow(source, tmp_path / "target", "stack(factor=2), direct-width(ffn=50)")
+    receipt = json.loads((tmp_path / "target" / "outgrow.json").read_text())
+    receipt["plan"]["claims"] = {"preserves": True, "trains": True, "dual": True}
+    (tmp_path / "target" / "outgrow.json").write_text(json.dumps(receipt))
+    assert verify(tmp_path / "target", source)
+
+
 def test_verify_finds_a_flipped_bit_another_source_and_another_config(source, tmp_path, run):  # noqa: F811
     target = tmp_path / "target"
     outgrow.grow(source, target, "stack(factor=2)")

@@ -11,10 +11,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import outgrow
 from outgrow.arch import FAMILIES, LLAMA, arch_for, parameter_counts
+from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.cli import main
 from outgrow.extensions import load_family, load_operators
 from outgrow.growth.operators import OPERATORS, make_plan
+from outgrow.growth.plan import Claims, GrowthPlan
 from outgrow.lab.check import cell, check, default_knobs, markdown
 from outgrow.lab.tiny import TINY, shrunk, write_tiny
 
@@ -274,6 +277,20 @@ def test_a_family_of_ones_own_grows_without_transformers_knowing_it(run, source,
     run("grow", source, tmp_path / "known", *operator, "--no-measure")
     ours, theirs = load_file(tmp_path / "target" / "model.safetensors"), load_file(tmp_path / "known" / "model.safetensors")
     assert torch.equal(ours["blocks.5.mlp.up_proj.weight"], theirs["model.layers.5.mlp.up_proj.weight"])
+
+
+def test_a_plan_may_end_in_a_family_of_ones_own(run, source, tmp_path):
+    (tmp_path / "lama.yaml").write_text(yaml.safe_dump({**FAMILY, "family": "own", "top": dict(LLAMA.top)}))
+    own, before = load_family(tmp_path / "lama.yaml"), open_checkpoint(source)
+    plan = GrowthPlan(
+        "rename", {}, before.arch, before.config, (0, 1, 2, 3), Claims(True, True), "mine", target_arch=own, config={"model_type": "lama"}
+    )
+    outgrow.grow(source, tmp_path / "target", plan)
+    known = ("--family-file", tmp_path / "lama.yaml")
+    assert "all 39 tensors" in run("verify", tmp_path / "target", "--source", source, *known)[1]
+    (tmp_path / "plan.json").write_text(json.dumps(plan.as_json()))
+    assert run("grow", source, tmp_path / "again", "--plan", tmp_path / "plan.json", "--no-measure", *known)[0] == 0
+    refused(run("grow", source, tmp_path / "x", "--plan", tmp_path / "plan.json"), "of the family 'own', which is not known")
 
 
 def test_the_checker_says_what_a_family_lacks(run, source, tmp_path):

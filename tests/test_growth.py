@@ -288,7 +288,7 @@ def test_a_plan_survives_json(text):
 def test_a_plan_of_other_making_is_refused():
     for content in ({}, [], {"operator": "x"}, {**planned("stack").as_json(), "surprise": 1}, {**planned("stack").as_json(), "layers": 3}):
         with pytest.raises(OutgrowError, match="not one that outgrow wrote"):
-            GrowthPlan.from_json(content, LLAMA)
+            GrowthPlan.from_json(content)
 
 
 @pytest.mark.parametrize(

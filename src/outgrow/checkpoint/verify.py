@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
+from outgrow.arch import FAMILIES
 from outgrow.checkpoint.dcp import Blob, Chunked
 from outgrow.checkpoint.grow import MAX_SHARD_BYTES, refuse_other_ties
 from outgrow.checkpoint.grow_dcp import Distributed, distributed_layout
@@ -32,7 +33,7 @@ def verify(target: Path | Checkpoint, source: Path | Checkpoint) -> int:
     receipt = read_lineage(after.directory)
     if receipt.plan is None:
         raise OutgrowError(f"'{after.directory}' has no plan in its '{LINEAGE}', so there is nothing to hold it against")
-    plan = GrowthPlan.from_json(receipt.plan, before.arch)
+    plan = GrowthPlan.from_json(receipt.plan, (before.arch, after.arch, *FAMILIES))
     if plan.origin != before.config:
         raise OutgrowError(f"the config of '{before.directory}' is not the one that '{after.directory}' was grown from")
     if receipt.parents != before.hashes():

@@ -67,11 +67,12 @@ def grow(
     if not target:
         raise OutgrowError("TARGET is empty; give the directory to write")
     place = Path(target)
-    checkpoint = open_checkpoint(local(source), families_of(family_file), trust_pickle, config)
+    families = families_of(family_file)
+    checkpoint = open_checkpoint(local(source), families, trust_pickle, config)
     if plan:
         if operator or factor is not None or layers or knob:
             raise OutgrowError("--plan says everything; give it alone, without --operator, --factor, --layers or --knob")
-        made = GrowthPlan.from_json(read_json(plan), checkpoint.arch)
+        made = GrowthPlan.from_json(read_json(plan), families)
     else:
         made = _plan(checkpoint, operator, factor, layers, knob, operator_file)
     made.refuse_untrained()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from outgrow.arch import Arch, Config, Tensor, arch_for
+from outgrow.arch import FAMILIES, Arch, Config, Tensor, arch_for
 from outgrow.errors import OutgrowError
 from outgrow.growth.as_json import array_from_json, array_to_json, checked_plan, lift_from_json, lift_to_json
 from outgrow.spaces import AnyLift, Dense, Indices, Lift
@@ -440,20 +440,21 @@ class GrowthPlan:
         return {key: value for key, value in content.items() if key in needed or (value and value != "zero")}
 
     @staticmethod
-    def from_json(content: Any, arch: Arch | None = None) -> GrowthPlan:
-        """Reads a plan that `as_json` or a person wrote, and says what is wrong with it; `arch` for a family that is not built in."""
+    def from_json(content: Any, families: Iterable[Arch] = FAMILIES) -> GrowthPlan:
+        """Reads a plan that `as_json` or a person wrote, and says what is wrong with it; `families` are those known, your own too."""
         values: dict[str, Any] = dict(checked_plan(content))
-        family, before = values.pop("target_family", None), values.pop("after", None)
+        family, before, known = values.pop("target_family", None), values.pop("after", None), tuple(families)
+        target = next((arch for arch in known if arch.family == family), None)
+        if family and target is None:
+            raise OutgrowError(f"the plan makes a model of the family '{family}', which is not known; give it with --family-file")
         try:
-            config = values["source_config"]
-            values["arch"] = arch if arch and config.get("model_type") in arch.model_types else arch_for(config)
-            values["target_arch"] = arch_for({"model_type": family}) if family else None
+            values["arch"], values["target_arch"] = arch_for(values["source_config"], known), target
             values["layers"], values["ends"] = tuple(values["layers"]), tuple(values.get("ends", ()))
             values["claims"] = Claims(**values["claims"])
             values["lifts"] = {name: lift_from_json(lift) for name, lift in values.get("lifts", {}).items()}
             values["depth_maps"] = {module: array_from_json(matrix) for module, matrix in values.get("depth_maps", {}).items()}
             plan = GrowthPlan(**values)
-            return GrowthPlan.from_json(before, arch).then(plan) if before else plan
+            return GrowthPlan.from_json(before, known).then(plan) if before else plan
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise OutgrowError(f"the plan is not one that outgrow wrote: {type(error).__name__} {error}") from None
 
