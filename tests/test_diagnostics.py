@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from outgrow import grow
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.errors import OutgrowError
-from outgrow.evaluation.diagnostics import cosine, diagnose, effective_rank
+from outgrow.evaluation.diagnostics import Diagnosis, cosine, diagnose, effective_rank
 from outgrow.lab.diagnosing import figures, rows, sentences, write_diagnosis
 from outgrow.lab.recovery import recovery
 from outgrow.lab.tiny import TINY, write_tiny
@@ -77,6 +77,24 @@ def test_copied_neurons_are_alike_until_one_of_them_moves(tmp_path):
     moved = diagnose(tmp_path / "grown").neurons["ffn"]
     assert moved[0] == pytest.approx(1 / 3)  # of gate, up and down: 1, -1 and 1
     assert moved[1:] == pytest.approx([1.0] * (len(moved) - 1))
+
+
+def test_copied_experts_are_read_in_all_their_matrices(tmp_path):
+    source = save_tiny("mixtral", tmp_path / "source")
+    grow(source, tmp_path / "grown", "more-experts")
+    found = diagnose(tmp_path / "grown").neurons["expert"]
+    assert found == pytest.approx([1.0] * len(found))
+    weights = load_file(tmp_path / "grown" / "model.safetensors")
+    for expert in range(4, 8):
+        weights[f"model.layers.0.block_sparse_moe.experts.{expert}.w2.weight"] *= -1
+    save_file(weights, tmp_path / "grown" / "model.safetensors")
+    moved = diagnose(tmp_path / "grown").neurons["expert"]
+    assert moved[0] == pytest.approx(1 / 2)  # of the router, w1, w2 and w3: 1, 1, -1 and 1
+    assert moved[1:] == pytest.approx(found[1:])
+
+
+def test_a_copy_behind_a_new_layer_is_a_seam():
+    assert Diagnosis(0, [0, 1, -1, -1, 0, 1], {}, {}, [], {}, []).seams == [2, 3, 4]
 
 
 def test_copies_are_known_through_several_growths(tmp_path):

@@ -264,6 +264,20 @@ def test_a_composed_plan_claims_what_all_its_stages_claim():
     assert GrowthPlan.from_json(older) == plan
 
 
+def test_what_a_learned_map_mixes_copies_nothing():
+    assert planned("direct-width(ffn=74), learn-width(ffn=80)").copies == {}
+    assert planned("learn-width(ffn=80), direct-width(ffn=160, kv=4)").copies == {"kv": [0, 1, 0, 1]}
+    assert planned("stack(factor=2), learn-depth(factor=2), stack(factor=2)").copies == {}
+
+
+@pytest.mark.parametrize("operator", ["lemon", "msg"])
+def test_methods_of_width_and_depth_grow_depth_alone(operator):
+    plan = planned(operator, layers=6)
+    assert (len(plan.layers), plan.lifts, plan.ends.count(0)) == (6, {}, 3)
+    with pytest.raises(OutgrowError, match="no space is asked to grow"):
+        planned(operator, layers=3)
+
+
 def test_only_pure_copies_are_copied():
     grown = Grown(planned("stack(factor=2), direct-width(ffn=50)"), lambda name, rows: source_of(ODD)[name])
     assert grown.copied_from("model.layers.4.self_attn.q_proj.weight") == "model.layers.1.self_attn.q_proj.weight"

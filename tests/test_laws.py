@@ -115,6 +115,13 @@ def test_which_copies_never_part_is_read_off_the_plan(tmp_path, family, text, sp
     assert set(plan.alike) == set(alike(plan, three_steps(plan, tmp_path / "target")[1])) == spaces
 
 
+@pytest.mark.parametrize("family", ["llama", "olmo2", "gpt2"])
+@pytest.mark.parametrize("operator", ["lemon", "msg"])
+def test_depth_alone_is_exact_and_trains(operator, family):
+    verdict = check(operator, TINY[family], {"layers": 6})
+    assert (verdict.refusal, verdict.broken, verdict.plan.claims.preserves) == ("", [], True)
+
+
 def test_biases_on_every_projection_are_exact():
     for operator in ("direct-width", "zero-width", "zero-depth", "random-width"):
         assert check(operator, {**TINY["llama"], "attention_bias": True, "mlp_bias": True}).broken == []

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -51,8 +52,9 @@ class Diagnosis:
 
     @property
     def seams(self) -> list[int]:
-        """Layers whose neighbour before them was not their neighbour in the base: where copies meet."""
-        return [layer for layer in range(1, len(self.sources)) if self.sources[layer] != self.sources[layer - 1] + 1]
+        """Layers whose neighbour before them was not their neighbour in the base: where copies meet, or new layers."""
+        pairs = enumerate(pairwise(self.sources), 1)
+        return [layer for layer, (before, after) in pairs if before < 0 or after != before + 1]
 
     @property
     def seam_step(self) -> tuple[float, float] | None:
@@ -158,6 +160,10 @@ def _alike_inside(
     found: Layers = []
     for layer in range(count):
         values: list[float] = []
+        for experts in (
+            one[layer] for one in matrices.values() if space == "expert" and one.get(layer) and one[layer][0].expert is not None
+        ):
+            values += [cosine(*(_read(checkpoint, experts[one]) for one in (first[index], index))) for index in copied]
         for tensor in (one for by_layer in matrices.values() for one in by_layer.get(layer, ())):
             for rows in _along(checkpoint, tensor, space):
                 same = torch.nn.functional.cosine_similarity(rows[copied], rows[[first[index] for index in copied]])

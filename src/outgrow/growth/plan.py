@@ -356,16 +356,17 @@ class GrowthPlan:
     def copies(self) -> dict[str, list[int]]:
         """Space, `layer` among them -> [new] old index that each new one copies, through all stages; negative for none.
 
-        Spaces that no stage grows by copying are left out.
+        Spaces that no stage grows by copying, and those that one mixes by a learned map, are left out.
         """
         found: dict[str, list[int]] = {}
+        mixed: set[str] = set()
         for stage in self.stages:
-            grown = {} if stage.depth_maps else {"layer": list(stage.layers)}
-            grown |= {name: lift.source.tolist() for name, lift in stage.lifts.items() if isinstance(lift, Lift)}
-            for space, sources in grown.items():
-                before = found.get(space)
+            mixed |= {name for name, lift in stage.lifts.items() if isinstance(lift, Dense)} | ({"layer"} if stage.depth_maps else set())
+            copied = {name: lift.source.tolist() for name, lift in stage.lifts.items() if isinstance(lift, Lift)}
+            for space, sources in {"layer": list(stage.layers), **copied}.items():
+                before = found.get(space) if space not in mixed else None
                 found[space] = [before[old] if before and old >= 0 else old for old in sources]
-        return {space: sources for space, sources in found.items() if sources != list(range(len(sources)))}
+        return {space: sources for space, sources in found.items() if space not in mixed and sources != list(range(len(sources)))}
 
     @property
     def alike(self) -> list[str]:

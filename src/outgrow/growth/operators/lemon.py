@@ -15,9 +15,10 @@ def lemon(
 
     New channels hold the mean under LayerNorm and zero under RMSNorm. Heads that are normed together are read by equal shares.
     """
-    asked = wider(arch, config, {"hidden": hidden, "ffn": ffn, "kv": kv, "group": group})
-    lifts = {space: _lift(arch, space, old, new, seed) for space, (old, new) in asked.items()}
     depth = evenly(arch, config, layers) if layers else as_they_are(arch, config)
+    deeper = len(depth) > arch.layers(config)
+    asked = wider(arch, config, {"hidden": hidden, "ffn": ffn, "kv": kv, "group": group}, deeper)
+    lifts = {space: _lift(arch, space, old, new, seed) for space, (old, new) in asked.items()}
     knobs = {space: new for space, (_, new) in asked.items()} | ({"layers": layers} if layers else {})
     return GrowthPlan(
         "lemon", {**knobs, "seed": seed}, arch, config, depth, Claims(preserves=True, trains=True, dual=has_dual(lifts)),

@@ -11,10 +11,11 @@ def msg(
     arch: Arch, config: Config, hidden: int = 0, ffn: int = 0, kv: int = 0, group: int = 0, layers: int = 0, seed: int = 0
 ) -> GrowthPlan:  # fmt: skip
     """Widens spaces and inserts layers, all of it random behind masks that training opens."""
-    asked = wider(arch, config, {"hidden": hidden, "ffn": ffn, "kv": kv, "group": group})
+    depth = evenly(arch, config, layers) if layers else as_they_are(arch, config)
+    deeper = len(depth) > arch.layers(config)
+    asked = wider(arch, config, {"hidden": hidden, "ffn": ffn, "kv": kv, "group": group}, deeper)
     lifts = {space: room(arch, space, old, new) for space, (old, new) in asked.items()}
     knobs = {space: new for space, (_, new) in asked.items()} | ({"layers": layers} if layers else {})
-    depth = evenly(arch, config, layers) if layers else as_they_are(arch, config)
     depth = tuple(FRESH if layer in depth[:place] else layer for place, layer in enumerate(depth))
     return GrowthPlan(
         "msg", {**knobs, "seed": seed}, arch, config, depth, Claims(preserves=True, trains=True, dual=has_dual(lifts)),

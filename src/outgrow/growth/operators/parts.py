@@ -41,8 +41,8 @@ def identity_blocks(layers: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(0.0 if layer < 0 or layer in layers[:place] else 1.0 for place, layer in enumerate(layers))
 
 
-def wider(arch: Arch, config: Config, wanted: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """Space -> (old, new size), for the sizes asked for; zero asks for nothing."""
+def wider(arch: Arch, config: Config, wanted: Mapping[str, int], deeper: bool = False) -> dict[str, tuple[int, int]]:
+    """Space -> (old, new size), for the sizes asked for; zero asks for nothing, which is enough of a model that grows deeper."""
     sizes = arch.sizes(config)
     found: dict[str, tuple[int, int]] = {}
     for space, new in wanted.items():
@@ -54,7 +54,7 @@ def wider(arch: Arch, config: Config, wanted: Mapping[str, int]) -> dict[str, tu
             raise OutgrowError(f"cannot grow '{space}' of {arch.family} from {sizes[space]} to {new}: the new size is smaller")
         if new > sizes[space]:
             found[space] = sizes[space], new
-    if not found:
+    if not found and not deeper:
         given = ", ".join(f"{space} is {sizes[space]}" for space in wanted if space in sizes)
         raise OutgrowError(f"no space is asked to grow ({given}); give a larger size to one, such as {next(iter(wanted))}=...")
     return found
