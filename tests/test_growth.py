@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from outgrow.arch import FAMILIES, LLAMA, arch_for
+from outgrow.checkpoint.describe import plan_lines
 from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown, grow, rows_of, transport
 from outgrow.growth.fresh import masked, normal
@@ -171,7 +172,7 @@ def test_llama_pro_inserts_identity_blocks_and_trains_only_those():
     plan = planned("llama-pro", TINY["llama"], blocks=2)
     assert plan.layers == (0, 1, 1, 2, 3, 3)
     assert plan.trains_only_fresh
-    fresh = {tensor.layer for tensor in LLAMA.tensors(plan.target_config) if plan.is_fresh(tensor)}
+    fresh = {tensor.layer for tensor in LLAMA.tensors(plan.target_config) if plan.is_new(tensor)}
     assert fresh == {2, 5}
     target = dict(grow(plan, source_of(TINY["llama"])))
     assert not target["model.layers.2.mlp.down_proj.weight"].any()
@@ -262,6 +263,19 @@ def test_a_composed_plan_claims_what_all_its_stages_claim():
         "claims": {"preserves": True, "trains": True, "dual": True},
     }  # earlier versions wrote those of the last stage
     assert GrowthPlan.from_json(older) == plan
+
+
+def test_the_first_source_of_a_tensor_is_known_through_all_stages():
+    plan = planned("stack(factor=2), expand(layers=8, weights='random'), upcycle(experts=4), more-experts")
+    tensors = {tensor.name: tensor for tensor in plan.grown_arch.tensors(plan.target_config)}
+    expert = "model.layers.{}.block_sparse_moe.experts.7.w1.weight"
+    assert plan.first_source(tensors[expert.format(4)]) == "model.layers.1.mlp.gate_proj.weight"
+    assert plan.first_source(tensors[expert.format(6)]) is plan.first_source(tensors["model.layers.4.block_sparse_moe.gate.weight"]) is None
+    assert set(map(plan.first_source, tensors.values())) - {None} == set(LLAMA.shapes(ODD))
+    lines = list(plan_lines(planned("stack(factor=2), direct-width(ffn=50)")))
+    assert "model.layers.4.mlp.up_proj.weight [50, 24] <- model.layers.1.mlp.up_proj.weight" in lines
+    names = planned("llama-pro", blocks=3).new_tensors
+    assert {name.split(".")[2] for name in names} == {"1", "3", "5"}
 
 
 def test_what_a_learned_map_mixes_copies_nothing():

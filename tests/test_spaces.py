@@ -26,16 +26,6 @@ def test_isometry_keeps_lengths(sizes):
     assert np.isclose(np.linalg.norm(lift.along(x, 0, "write")), np.linalg.norm(x), rtol=1e-12)
 
 
-@pytest.mark.parametrize("constructor", CONSTRUCTORS)
-@given(sizes=SIZES, more=st.integers(0, 30))
-def test_composition_is_one_after_the_other(constructor, sizes, more):
-    first, second = constructor(*sizes), isometry(sizes[1], sizes[1] + more)
-    array = np.random.default_rng(0).normal(size=(3, sizes[0]))
-    for role in ("write", "read", "gain"):
-        in_two = second.along(first.along(array, 1, role), 1, role)
-        np.testing.assert_allclose(first.then(second).along(array, 1, role), in_two, atol=1e-12)
-
-
 def test_copies_are_exact_in_any_dtype():
     for dtype in (torch.bfloat16, torch.float16, torch.int8, torch.float64):
         tensor = torch.arange(6).to(dtype).reshape(2, 3)
@@ -100,6 +90,4 @@ def test_mistakes_name_both_sizes():
         copies(8, 5)
     with pytest.raises(OutgrowError, match=r"size 4.*space of 3"):
         copies(3, 6).along(np.zeros(4), 0, "write")
-    with pytest.raises(OutgrowError, match="ends at 6, the second starts at 5"):
-        copies(3, 6).then(copies(5, 10))
     assert isinstance(identity(2), Lift)

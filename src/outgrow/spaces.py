@@ -161,17 +161,6 @@ class Lift:
         """[new] factor for the norm before a tied head: the head reads by what the embedding writes, so this is read / write."""
         return np.where(self.held, self.read / np.where(self.write == 0, 1.0, self.write), 1.0)
 
-    def then(self, after: Lift) -> Lift:
-        """The composition `after` o `self`: old -> middle -> new."""
-        if after.size != self.new:
-            raise OutgrowError(f"cannot compose: the first lift ends at {self.new}, the second starts at {after.size}")
-        if (after.source == MEAN).any() and not self.held.all():
-            raise OutgrowError("cannot compose: the second lift takes the mean of indices that the first one made up")
-        middle = np.maximum(after.source, 0)
-        source = np.where(after.source < 0, after.source, self.source[middle])
-        pairs = ((a[middle], b) for a, b in ((self.write, after.write), (self.read, after.read), (self.gain, after.gain)))
-        return Lift(self.size, source, *(a * b for a, b in pairs))
-
     def norm_factor(self) -> float | None:
         """rho with norm(D x) = rho norm(x), what a gain must be multiplied by and an eps by its square; None if there is none.
 
@@ -232,8 +221,9 @@ class Dense:
 
     def twins(self, old: Indices, filled: bool) -> Indices:
         """[new] a number for each index, the same where the map has the same row, once old indices of the same number are one."""
+        matrix: Any = self.matrix
         rows = np.zeros((old.max() + 1, self.new))
-        np.add.at(rows, old, np.asarray(self.matrix).T)
+        np.add.at(rows, old, matrix.T)
         return np.unique(rows, axis=1, return_inverse=True)[1].ravel()
 
     def part(self, rows: Rows, role: Role) -> tuple[Rows, Dense]:

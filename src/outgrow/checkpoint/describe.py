@@ -73,7 +73,8 @@ def plan_lines(plan: GrowthPlan, every_tensor: bool = True) -> Iterator[str]:
         yield f"{copies} get equal gradients: training never parts them; noise does (direct-width, hypercloning and more-experts have some)"
     if every_tensor:
         shapes = plan.grown_arch.shapes(plan.target_config)
-        yield from (f"{a.target.name} {list(shapes[a.target.name])} <- {a.source or 'new'}" for a in plan.assignments())
+        for tensor in plan.grown_arch.tensors(plan.target_config):
+            yield f"{tensor.name} {list(shapes[tensor.name])} <- {plan.first_source(tensor) or 'new'}"
 
 
 def receipt_lines(directory: Path) -> Iterator[str]:

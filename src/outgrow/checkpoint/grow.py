@@ -217,7 +217,6 @@ def _receipt(
 ) -> Lineage:  # fmt: skip
     """What `outgrow.json` of the grown directory says."""
     spent = sum(stage.flops for stage in plan.stages)
-    fresh = [tensor.name for tensor in plan.grown_arch.tensors(plan.target_config) if plan.is_fresh(tensor)]
     return Lineage(
         before.tokens,
         before.flops + spent,
@@ -225,7 +224,7 @@ def _receipt(
         source=checkpoint.title,
         optimizer=optimizer,
         measured=measured,
-        trains=fresh if plan.trains_only_fresh else None,
+        trains=plan.new_tensors if plan.trains_only_fresh else None,
         parents=hashes,
         parent=before.as_json(),
         skipped=before.skipped,

@@ -145,7 +145,7 @@ def diagnose_(
 
     refuse_picture(figure)
     names = list(dict.fromkeys(checkpoints))
-    texts = held_out(corpus or ["python"], documents, share_of(validation_share) or 0.04) if documents else []
+    texts = held_out(corpus or ["python"], documents, share_of(validation_share)) if documents else []
     found = {
         short: diagnosing.diagnose_with(local(name), texts, not no_ranks, batch_size, device=device, dtype=dtype, tokenizer=tokenizer)
         for short, name in zip(names if as_json else short_names(names), names, strict=True)

@@ -156,8 +156,7 @@ class Grown:
 
     def has_source(self, name: str) -> bool:
         """Is a tensor made of one of the very first source, and not out of nothing?"""
-        source = self.plan.source_of(self.tensors[name])
-        return source is not None and (self._before is None or self._before.has_source(source))
+        return self.plan.first_source(self.tensors[name]) is not None
 
     def _has_rows(self, name: str) -> bool:
         """Can some rows of a tensor be made without the others?"""
@@ -324,8 +323,9 @@ def _moving(lifts: Lifts, channel: Channel) -> Lifts:
     return lifts if channel == "weight" else {name: _dual(lift) for name, lift in lifts.items()}
 
 
-def _dual(lift: AnyLift) -> AnyLift:
-    return lift.dual() if isinstance(lift, Lift) else lift
+def _dual(lift: AnyLift) -> Lift:
+    assert isinstance(lift, Lift)  # `state` refuses learned maps
+    return lift.dual()
 
 
 def _multiplier(spec: Spec, lifts: Lifts, channel: Channel) -> Any:

@@ -33,7 +33,7 @@ def entries(spec: Spec, lifts: Mapping[str, AnyLift], sizes: Mapping[str, int], 
 
 def mask_of(plan: GrowthPlan, tensor: Tensor, newness: Newness, rows: Rows = slice(None)) -> Any:
     """[shape of those rows of the tensor, or broadcasting to it] 1 where growth made an entry, 0 where it was before; as floats."""
-    if plan.adds_nothing(tensor.layer) or plan.source_of(tensor) is None or (newness == "repeated" and plan.is_fresh(tensor)):
+    if plan.adds_nothing(tensor.layer) or plan.source_of(tensor) is None or (newness == "repeated" and plan.is_new(tensor)):
         return np.ones([1] * len(tensor.spec.axes))
     masks = entries(tensor.spec, plan.lifts, plan.arch.sizes(plan.source_config), newness)
     return np.logical_or(*(mask[rows] if len(mask) > 1 else mask for mask in masks)).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -37,14 +37,6 @@ class Claims:
     def __and__(self, other: Claims) -> Claims:
         """What both promise."""
         return Claims(self.preserves and other.preserves, self.trains and other.trains, self.dual and other.dual)
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One tensor of the target and the tensor of the source it is made from: None for a fresh one."""
-
-    target: Tensor
-    source: str | None
 
 
 @dataclass(frozen=True)
@@ -287,13 +279,17 @@ class GrowthPlan:
             inside.append(layer < bound if layer != FRESH else inside[-1] if inside else bound > 0)
         return inside
 
-    def assignments(self) -> Iterator[Assignment]:
-        """Every tensor of the target, in the order of its arch table, with its source."""
-        for tensor in self.grown_arch.tensors(self.target_config):
-            yield Assignment(tensor, self.source_of(tensor))
-
     def source_of(self, tensor: Tensor) -> str | None:
         """The tensor of the source that a tensor of the target is made from; None for a fresh one."""
+        source = self._source(tensor)
+        return source.name if source else None
+
+    def first_source(self, tensor: Tensor) -> str | None:
+        """The tensor of the very first source that a tensor of the target is made from; None for one that a stage made fresh."""
+        source = self._source(tensor)
+        return self.after.first_source(source) if self.after and source else source.name if source else None
+
+    def _source(self, tensor: Tensor) -> Tensor | None:
         key = self.keys.get(tensor.key, tensor.key)
         layer = None if tensor.layer is None else self.layers[tensor.layer]
         if key is None or layer == FRESH:
@@ -301,7 +297,7 @@ class GrowthPlan:
         expert = tensor.expert
         if expert is not None and isinstance(lift := self.lifts.get("expert"), Lift):
             expert = int(lift.source[expert])
-        return self.arch.name(key, layer, expert)
+        return Tensor(self.arch.name(key, layer, expert), layer, key, tensor.spec, expert if "{expert}" in key else None)
 
     def factor(self, tensor: Tensor) -> float:
         """The factor on a tensor that ends a branch; 1 for any other."""
@@ -311,7 +307,7 @@ class GrowthPlan:
         """Is a target layer an identity block at first, its branches ending in zeros?"""
         return layer is not None and bool(self.ends) and self.ends[layer] == 0
 
-    def is_fresh(self, tensor: Tensor) -> bool:
+    def is_new(self, tensor: Tensor) -> bool:
         """Did growth make this whole tensor: a layer, an expert, a router that was not there, or is not the first copy of one?"""
         if self.source_of(tensor) is None:
             return True
@@ -321,6 +317,11 @@ class GrowthPlan:
         upcycled = tensor.expert is not None and "expert" not in self.arch.spaces and tensor.expert > 0
         second_expert = tensor.expert is not None and isinstance(lift, Lift) and bool(lift.repeated[tensor.expert])
         return second_layer or second_expert or upcycled
+
+    @property
+    def new_tensors(self) -> list[str]:
+        """The names of the tensors of the target that are new."""
+        return [tensor.name for tensor in self.grown_arch.tensors(self.target_config) if self.is_new(tensor)]
 
     @property
     def is_untrained(self) -> bool:
@@ -394,7 +395,9 @@ class GrowthPlan:
         found = set(self.lifts) if "above" in self.rewrites else set[str]()
         empty = {space for space, lift in self.lifts.items() if self.fill != "zero" and isinstance(lift, Lift) and not lift.held.all()}
         for tensor in (tensor for tensor in self.grown_arch.tensors(self.target_config) if tensor.spec.decays):
-            spaces = {space for axis in tensor.spec.axes for space in axis.spaces} | ({"expert"} if tensor.expert is not None else set())
+            spaces = {space for axis in tensor.spec.axes for space in axis.spaces} | (
+                {"expert"} if tensor.expert is not None else set[str]()
+            )
             if self.source_of(tensor) is None or self._has_unseen_noise(tensor):
                 found |= spaces
             elif filled := empty & spaces:  # the random rows of a new index cross every other space

@@ -66,7 +66,8 @@ class Optimizer:
     def restore(self, saved: Mapping[str, Mapping[str, Tensor]], steps: int, fresh: Collection[str] = ()) -> None:
         """Puts saved moments and the step count back.
 
-        Momentum of `fresh` parameters, which nothing of the source stands behind, begins at zero where the source has no matrix to be like.
+        Of `fresh` parameters, those that growth made, copies among them, momentum may be missing, where the source has no matrix to be
+        like; it begins at zero.
         """
         for name, value in self.parameters.items():
             kind = self.kinds[name]

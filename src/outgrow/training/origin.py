@@ -50,7 +50,7 @@ def from_directory(directory: Path) -> Origin:
     """A checkpoint, ours or any that can be opened."""
     found = open_checkpoint(directory)
     lineage = read_lineage(directory)
-    fresh = _fresh(GrowthPlan.from_json(lineage.plan)) if lineage.plan else []
+    fresh = GrowthPlan.from_json(lineage.plan).new_tensors if lineage.plan else []
     return Origin(
         found.config, from_files(found.tensors), lineage, lambda optimizer: restore_optimizer(directory, optimizer, fresh), directory
     )
@@ -67,12 +67,8 @@ def already_grown(plan: GrowthPlan, source: Lineage) -> Origin:
 
 def _grown(plan: GrowthPlan, source: Lineage) -> Lineage:
     """The receipt of growth in memory."""
-    trains = _fresh(plan) if plan.trains_only_fresh else None
+    trains = plan.new_tensors if plan.trains_only_fresh else None
     return replace(source, plan=plan.as_json(), trains=trains, copies=plan.copies or None)
-
-
-def _fresh(plan: GrowthPlan) -> list[str]:
-    return [tensor.name for tensor in plan.grown_arch.tensors(plan.target_config) if plan.is_fresh(tensor)]
 
 
 def can_grow_in_place(plan: GrowthPlan, policy: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from outgrow.arch import Arch, Config
 from outgrow.errors import OutgrowError
-from outgrow.growth.operators.parts import block_of, repeated
+from outgrow.growth.operators.parts import block_of, refuse_factor
 from outgrow.growth.plan import Claims, GrowthPlan
 
 
@@ -13,8 +13,8 @@ def interpolate(arch: Arch, config: Config, factor: int = 2, block: int = 0, pro
 
     A block of 0 is one layer, or one period where layers of several kinds take turns.
     """
-    block = block_of(arch, config, block)
-    count = len(repeated(arch, config, factor)) // factor
+    refuse_factor(arch, config, factor)
+    block, count = block_of(arch, config, block), arch.layers(config)
     middle = range(protect, count - protect)
     if block < 1 or protect < 0 or not middle or len(middle) % block:
         raise OutgrowError(f"interpolate repeats whole blocks of {block} layers between {protect} protected ones at each end of {count}")

@@ -16,13 +16,18 @@ def as_they_are(arch: Arch, config: Config) -> tuple[int, ...]:
     return tuple(range(arch.layers(config)))
 
 
-def repeated(arch: Arch, config: Config, factor: int) -> tuple[int, ...]:
-    """All layers `factor` times over, 012 -> 012012."""
+def refuse_factor(arch: Arch, config: Config, factor: int) -> None:
+    """Says where a growth factor makes no more layers, or too many."""
     if factor < 2:
         raise OutgrowError(f"the growth factor must be at least 2, not {factor}")
     count = arch.layers(config)
     if count * factor > MOST_LAYERS:
         raise OutgrowError(f"{count} x {factor:,} layers are more than {MOST_LAYERS:,}; lower the factor")
+
+
+def repeated(arch: Arch, config: Config, factor: int) -> tuple[int, ...]:
+    """All layers `factor` times over, 012 -> 012012."""
+    refuse_factor(arch, config, factor)
     return as_they_are(arch, config) * factor
 
 
