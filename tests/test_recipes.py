@@ -17,14 +17,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from outgrow.arch import LLAMA
+from outgrow.arch import LLAMA, arch_for
 from outgrow.data.packed import prepare
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.growth.operators import make_plan
 from outgrow.lab.budget import need_of
 from outgrow.lab.recipe import changed, find_recipe, read_runs
-from outgrow.lab.runs import differences, execute, in_order, place, refuse_early
+from outgrow.lab.runs import differences, execute, in_order, model_of, place, refuse_early
 from outgrow.lab.track import trackers
+from outgrow.models.build import empty, resolved
 from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig, Start
 from outgrow.training.loop import train
 from outgrow.training.optim import Optimizer
@@ -181,6 +182,20 @@ def test_the_papers_recipes_need_what_their_sizes_say(cli):  # noqa: F811
     assert status == 0
     assert "tokens/s" in out
     assert "7b-grown-stage2" in out
+
+
+@pytest.mark.parametrize(
+    ("model_type", "left_out", "space", "size"),
+    [("qwen3", "head_dim", "head", 128), ("mistral", "num_key_value_heads", "kv", 8), ("gemma2", "num_key_value_heads", "kv", 4)],
+)
+def test_what_a_recipe_leaves_to_its_family_is_counted_as_it_is_built(recipe, model_type, left_out, space, size):
+    model = {key: value for key, value in MODEL.items() if key != left_out} | {"model_type": model_type, "num_attention_heads": 8}
+    one = read_runs(recipe, [f"model={json.dumps(model)}", "branches=[]"])[1]
+    built = sum(value.numel() for value in empty(resolved(model | {"num_hidden_layers": 2})).parameters())
+    assert arch_for(model).sizes(model_of(one))[space] == size
+    assert need_of(one).parameters == built  # which refuses where it is not what transformers builds
+    with pytest.raises(OutgrowError, match=r"num_attention_heads' \(6\) is not a multiple of 'kv' \(32\)"):
+        resolved({key: value for key, value in ODD.items() if key != "num_key_value_heads"} | {"model_type": "qwen2"})
 
 
 # --- running them ------------------------------------------------------------------------------------------------------

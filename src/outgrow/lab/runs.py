@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import math
 import platform
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.evaluating import evaluator
 from outgrow.lab.speedup import Curve
+from outgrow.models.build import resolved
 from outgrow.training.config import LearnConfig, RunConfig, Start
 from outgrow.training.distributed import product_dtype, wait
 from outgrow.training.loop import Observer, train
@@ -277,11 +280,17 @@ def environment(packed: Packed, run: RunConfig) -> dict[str, str | int]:
 
 
 def model_of(run: RunConfig) -> Config:
-    """The config of the model that a run trains, growth applied."""
+    """The config of the model that a run trains, growth applied; as the loop has it, with what the recipe leaves to its family."""
     if run.start is None:
-        return run.model or {}
+        return _whole(json.dumps(run.model))
     plan = _growth_of(run)
     return plan.target_config if plan else _source_of(run.start)
+
+
+@cache
+def _whole(model: str) -> Config:
+    """The config.json that the JSON of a recipe's `model` stands for; it is asked for again and again."""
+    return resolved(json.loads(model))
 
 
 def _source_of(start: Start) -> Config:

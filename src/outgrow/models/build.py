@@ -43,9 +43,11 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     arch.layers(config)
     arch.sizes(config)
     try:
-        return AutoConfig.for_model(**{**_TOKENS, **config}).to_dict()
+        whole = AutoConfig.for_model(**{**_TOKENS, **config}).to_dict()
     except Exception as error:
         raise _refusal(config, error) from None
+    arch.sizes(whole)  # a default that is filled in need not fit what is given
+    return whole
 
 
 def empty(config: Mapping[str, Any], on_meta: bool = True) -> Any:
