@@ -156,6 +156,29 @@ def test_all_runs_are_looked_at_before_the_first_is_trained(recipe, tmp_path, cl
     refused(cli("train", recipe, "--dry-run", "--set", "model.max_position_embeddings=8"), "data.context (16) is more than the 8 positions")
 
 
+def test_learned_maps_have_nothing_to_warm_up_alone(recipe, tmp_path):
+    changes = ["stages.1.grow=learn-depth(factor=2)", "stages.1.optimizer=reset", "branches=[]"]
+    runs = read_runs(recipe, changes)
+    with pytest.raises(OutgrowError, match=r"'tiny-stage2': no law says what of learned maps is new.* let 'rate' be 'restart' or 'keep'"):
+        refuse_early(runs, tmp_path / "runs")
+    refuse_early(read_runs(recipe, [*changes, "stages.1.rate=restart"]), tmp_path / "runs")
+
+
+@pytest.mark.parametrize("steps", [6, 5])  # the trunk's last, or one that it saved and went beyond
+def test_a_branch_off_what_the_trunk_has_passed_is_told_before_anything_is_trained(recipe, tmp_path, steps):
+    changes = ["stages=[{tokens: 384}]", "schedule={}", "branches=[]"]
+    trunk = in_order(read_runs(recipe, changes))[0]
+    with suppress(Interrupted):
+        execute(trunk, tmp_path / "runs", Observer(stop_after=steps))
+    for at, kept in ((2, False), (steps, True), (6, True)):
+        wanted = in_order(read_runs(recipe, [*changes, f"branches=[{{at: {at * BATCH}, tokens: 128}}]"]))
+        if kept:
+            refuse_early(wanted, tmp_path / "runs")
+            continue
+        with pytest.raises(OutgrowError, match=r"'tiny' kept no checkpoint at 128 tokens; remove '.*' and run it again"):
+            refuse_early(wanted, tmp_path / "runs")
+
+
 def test_a_changed_recipe_is_refused_before_anything_is_trained_again(recipe, tmp_path, cli):  # noqa: F811
     first, second, *_ = in_order(read_runs(recipe, []))
     execute(first, tmp_path / "runs", Observer())
@@ -294,8 +317,11 @@ def test_a_half_trained_run_is_not_left_for_one_of_its_name(recipe, tmp_path):
     refuse_early([one, other], tmp_path / "runs")  # both are meant, as two branches that end at one clock are
     beyond = other.model_copy(update={"start": Start(run=one, tokens=20 * BATCH), "model": None, "tokens": 30 * BATCH, "name": "on"})
     maps = beyond.model_copy(update={"start": Start(run=one, operator="learn-depth(factor=2)", learn={"batch_tokens": 40}), "name": "maps"})
+    on = beyond.model_copy(update={"start": Start(run=one)})
+    before = on.model_copy(update={"start": Start(run=on, tokens=BATCH), "name": "before"})
     for run_, message in (
         (beyond, r"starts at 1,280 tokens of 'tiny-stage1', .* ends at 384; let"),
+        (before, r"starts at 64 tokens of 'on', .* begins at 384 and ends at 1,920; let"),
         (maps, r"learn.batch_tokens \(40\) is"),
     ):
         with pytest.raises(OutgrowError, match=message):

@@ -29,7 +29,7 @@ from outgrow.growth.plan import GrowthPlan
 from outgrow.lab.evaluating import evaluator
 from outgrow.lab.speedup import Curve
 from outgrow.models.build import resolved
-from outgrow.training.config import LearnConfig, RunConfig, Start
+from outgrow.training.config import LearnConfig, RunConfig, Start, first_token
 from outgrow.training.distributed import product_dtype, wait
 from outgrow.training.loop import Observer, train
 from outgrow.training.maps import learn_maps, learning_flops, refuse_learning
@@ -168,9 +168,15 @@ def refuse_early(runs: Sequence[RunConfig], root: Path) -> None:
             continue
         try:
             _refuse_other_settings(run, root, meant)
+            _refuse_unkept(run, root)
             plan = _growth_of(run)
             if plan and _is_untrained(plan) and run.start and run.start.optimizer != "reset":
                 raise OutgrowError(f"'{run.name}': no law moves optimizer state through learned maps; let start.optimizer be 'reset'")
+            if plan and _is_untrained(plan) and run.start and run.start.rewarm_tokens:
+                raise OutgrowError(
+                    f"'{run.name}': no law says what of learned maps is new and could be warmed up alone; let 'rate' be 'restart' or 'keep', "
+                    "or leave start.rewarm_tokens out"
+                )
             if plan and _is_untrained(plan):
                 refuse_learning(_learning(run), run.data.context)
             if plan and world() > 1:
@@ -200,6 +206,20 @@ def _refuse_other_settings(run: RunConfig, root: Path, meant: set[str]) -> None:
         raise OutgrowError(
             f"'{other.parent}' was left half-way with other settings: {'; '.join(changed)}; give them back to go on, give the run another "
             "name to train both, or remove that directory"
+        )
+
+
+def _refuse_unkept(run: RunConfig, root: Path) -> None:
+    """A parent that has passed the clock at which it is left must have kept a checkpoint there."""
+    parent = run.start.run if run.start else None
+    if parent is None:
+        return
+    directory, clock = place(parent, root), first_token(run)
+    latest = latest_checkpoint(directory)
+    passed = finished(parent, root) or (latest is not None and int(latest.name) >= clock)
+    if passed and not checkpoint_at(directory, clock).is_dir():
+        raise OutgrowError(
+            f"'{parent.name}' kept no checkpoint at {clock:,} tokens; remove '{directory}' and run it again, or start from its end"
         )
 
 
@@ -303,15 +323,6 @@ def _growth_of(run: RunConfig) -> GrowthPlan | None:
     return _plan(run.start, _source_of(run.start)) if run.start and run.start.operator else None
 
 
-def first_token(run: RunConfig) -> int:
-    """The clock at which a run begins: where it leaves its parent, or 0."""
-    if run.start is None:
-        return 0
-    if run.start.run is None:
-        return read_lineage(Path(run.start.checkpoint or "")).tokens
-    return run.start.run.tokens if run.start.tokens is None else run.start.tokens
-
-
 def own_flops(run: RunConfig) -> float:
     """Training FLOPs of a run alone, its ancestors' not counted."""
     config = model_of(run)
@@ -380,12 +391,8 @@ def _start(run: RunConfig, root: Path) -> Path | Origin | None:
     if run.start is None:
         return None
     if run.start.run:
+        _refuse_unkept(run, root)
         source = checkpoint_at(place(run.start.run, root), first_token(run))
-        if not source.is_dir():
-            raise OutgrowError(
-                f"'{run.start.run.name}' kept no checkpoint at {first_token(run):,} tokens; remove '{place(run.start.run, root)}' "
-                "and run it again, or start from its end"
-            )
     else:
         source = Path(run.start.checkpoint or "")
         _same_tokenizer(source, prepare(run.data, root / "data"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from outgrow.checkpoint.lineage import read_lineage
 from outgrow.config import Settings, later
 from outgrow.data.config import DataConfig
 from outgrow.models.build import ModelConfig
@@ -168,3 +170,12 @@ class RunConfig(Settings):
         if self.start and self.start.run:
             parts["start"]["run"] = self.start.run.identity()
         return parts
+
+
+def first_token(run: RunConfig) -> int:
+    """The clock at which a run begins: where it leaves its parent, or 0."""
+    if run.start is None:
+        return 0
+    if run.start.run is None:
+        return read_lineage(Path(run.start.checkpoint or "")).tokens
+    return run.start.run.tokens if run.start.tokens is None else run.start.tokens

@@ -11,7 +11,7 @@ from outgrow.checkpoint.ranks import world
 from outgrow.data.packed import Batches, Packed
 from outgrow.errors import OutgrowError
 from outgrow.models.build import empty
-from outgrow.training.config import RunConfig
+from outgrow.training.config import RunConfig, first_token
 
 _POSITIONS = ("max_position_embeddings", "n_positions")
 
@@ -49,10 +49,10 @@ def _of_the_clock(config: RunConfig, first: int) -> Iterator[str]:
             "must divide the start"
         )
     parent = config.start.run if config.start else None
-    if parent and (first > parent.tokens or first % parent.batch_tokens):
+    if parent and (not first_token(parent) <= first <= parent.tokens or first % parent.batch_tokens):
         yield (
-            f"it starts at {first:,} tokens of '{parent.name}', which has steps of {parent.batch_tokens:,} and ends at {parent.tokens:,}; "
-            "let start.tokens be one of its steps"
+            f"it starts at {first:,} tokens of '{parent.name}', which has steps of {parent.batch_tokens:,}, begins at "
+            f"{first_token(parent):,} and ends at {parent.tokens:,}; let start.tokens be one of its steps"
         )
     schedule = config.schedule
     begin, end = first if schedule.begin is None else schedule.begin, schedule.end or config.tokens
