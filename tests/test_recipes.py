@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -403,6 +404,37 @@ def test_a_spike_is_rolled_back_with_its_data_left_out(run, packed, tmp_path):  
     stopping = guarded.model_copy(update={"spike": guarded.spike.model_copy(update={"action": "stop"})})
     with pytest.raises(OutgrowError, match=r"over the mean of the last 3 steps at 576 tokens .*sequences 36 to 39 of seed 0"):
         train(stopping, tmp_path / "stopping", spoilt, None, Observer())
+
+
+@pytest.mark.parametrize("first_save", [6, 1])  # the base is needed for the way back until there is a checkpoint
+def test_rolling_back_holds_one_run_in_memory(recipe, tmp_path, monkeypatch, first_save):
+    """Nor does the base that was grown in place stay once nothing goes back to it."""
+    from outgrow.training import loop
+
+    changes = ["branches=[]", "spike.action=roll back", f"save_every={first_save * BATCH}"]
+    base, grown, *_ = in_order(read_runs(recipe, changes))
+    live, opened, alive, wild = [], [], [], [8 * BATCH]
+    execute(base, tmp_path / "runs", Observer(), live)
+    bases = weakref.ref(next(iter(live[0].parameters.values())))
+
+    def open_run(*arguments):
+        alive.append([one() is not None for one in opened] + [bases() is not None])
+        made = real_open(*arguments)
+        opened.append(weakref.ref(next(iter(made.parameters.values()))))
+        return made
+
+    def step(run, batches):
+        if run.clock.tokens in wild:
+            wild.clear()
+            raise loop.SpikeError("once")
+        return real_step(run, batches)
+
+    real_open, real_step = loop.open_run, loop._step
+    monkeypatch.setattr(loop, "open_run", open_run)
+    monkeypatch.setattr(loop, "_step", step)
+    execute(grown, tmp_path / "runs", Observer(), live)
+    assert sum("rolled_back" in row for row in read_rows(place(grown, tmp_path / "runs"))) == 1
+    assert alive == [[True], [False, first_save == 6]]
 
 
 def test_weights_that_are_no_numbers_are_neither_kept_nor_called_an_end(run, packed, tmp_path):  # noqa: F811

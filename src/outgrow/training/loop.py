@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -21,7 +22,17 @@ from outgrow.files import write_json
 from outgrow.training.config import RunConfig
 from outgrow.training.distributed import device, local, mean_and_any, own_rows, wait
 from outgrow.training.origin import Origin
-from outgrow.training.record import EVALUATED, FINISHED, METRICS, Row, checkpoint_at, checkpoints, forget_rollbacks_from, read_rows
+from outgrow.training.record import (
+    EVALUATED,
+    FINISHED,
+    METRICS,
+    Row,
+    checkpoint_at,
+    checkpoints,
+    forget_rollbacks_from,
+    latest_checkpoint,
+    read_rows,
+)
 from outgrow.training.run import Run, open_run
 from outgrow.training.schedule import share_of_peak
 from outgrow.training.state import Clock, state_of
@@ -56,28 +67,36 @@ def train(
         OutgrowError: too little data, or a loss that is not a number.
     """
     run = open_run(config, directory, packed, start)
-    if config.spike.action == "stop":
+    if config.spike.action == "stop" and isinstance(start, Origin):
         start = None  # nothing goes back to it; a run that was grown in place may be forgotten
+        gc.collect()  # a decoder refers to itself
     rolled_back = _rollbacks(run)
     batches = Batches(packed.training, config.data.context, config.seed)
     _record_first(run, observer, batches)
     _evaluate(run, observer, evaluate)
     while run.clock.tokens < config.tokens:
-        before = run.clock
+        before, spiked = run.clock, ""
         try:
             _advance(run, batches, observer, evaluate)
         except SpikeError as spike:
             rolled_back += 1
             if config.spike.action == "stop" or rolled_back > config.spike.times:
                 raise
+            spiked = str(spike)
+        if spiked:  # the error, whose traceback holds the run, is gone
             run.writer.finish()
+            # What was computed in vain was paid for; the batch that did it is left out.
+            spent = before.flops + run.step_flops
+            del run
+            gc.collect()  # or there would be two in memory
             run = open_run(config, directory, packed, start)
             _record_first(run, observer, batches)
             _evaluate(run, observer, evaluate)
-            # What was computed in vain was paid for; the batch that did it is left out.
-            spent = before.flops + run.step_flops
             run.clock = replace(run.clock, flops=spent, skipped=before.tokens + before.skipped + config.batch_tokens - run.clock.tokens)
-            _record(run, observer, _row(run, rolled_back=str(spike)))
+            _record(run, observer, _row(run, rolled_back=spiked))
+        elif isinstance(start, Origin) and start.has_weights and latest_checkpoint(directory):
+            start = start.receipt()  # nothing goes back to what it was grown from any more
+            gc.collect()
     run.writer.finish()
     _tidy(run)
     if leads():

@@ -39,6 +39,14 @@ class Origin:
     restore: Callable[[Optimizer], int]
     directory: Path | None = None
 
+    @property
+    def has_weights(self) -> bool:
+        return self.read is not _unread
+
+    def receipt(self) -> Origin:
+        """The same for a run that has a checkpoint of its own since: what led here, and no weights."""
+        return replace(self, read=_unread, restore=_unread)
+
 
 def from_seed(config: Config, seed: int) -> Origin:
     """Random weights."""
@@ -57,12 +65,12 @@ def from_directory(directory: Path) -> Origin:
 
 
 def already_grown(plan: GrowthPlan, source: Lineage) -> Origin:
-    """What a run was grown from, for one that has a checkpoint of its own since: its receipt, and no weights."""
+    """What a run was grown from, for one that has a checkpoint of its own since."""
+    return Origin(plan.target_config, _unread, _grown(plan, source), _unread)
 
-    def unread(*arguments: Any) -> Any:
-        raise AssertionError("a run that has a checkpoint goes on from that")
 
-    return Origin(plan.target_config, unread, _grown(plan, source), unread)
+def _unread(*arguments: Any) -> Any:
+    raise AssertionError("a run that has a checkpoint goes on from that")
 
 
 def _grown(plan: GrowthPlan, source: Lineage) -> Lineage:
