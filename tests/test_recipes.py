@@ -25,6 +25,7 @@ from outgrow.growth.operators import make_plan
 from outgrow.lab.budget import need_of
 from outgrow.lab.recipe import changed, find_recipe, read_runs
 from outgrow.lab.runs import differences, execute, in_order, model_of, place, refuse_early
+from outgrow.lab.submit import executor
 from outgrow.lab.track import trackers
 from outgrow.models.build import empty, resolved
 from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig, Start
@@ -639,6 +640,14 @@ def test_a_job_trains_a_recipe_on_two_local_ranks(recipe, tmp_path, cli):  # noq
     refused(cli("submit", recipe, "--cluster", "slurm"), "there is no cluster 'slurm' here")
     refused(cli("submit", recipe, *options, "--ranks", "3", "--set", "seed=5"), "failed", "what its ranks printed is in")
     assert find_recipe(Path("7b-grown")).is_file()
+
+
+def test_a_job_goes_on_however_often_its_time_is_up(tmp_path, monkeypatch):
+    """submitit finds SLURM by its `srun`."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "srun").touch(mode=0o755)
+    made = executor("slurm", tmp_path / "logs", nodes=1, ranks=1, hours=1, options={})
+    assert made._executor.max_num_timeout >= 10**6
 
 
 def test_a_start_that_warms_nothing_is_refused():

@@ -9,6 +9,8 @@ from typing import Any
 
 from outgrow.errors import OutgrowError
 
+_FOR_EVER = 10**9  # times that a job is queued again when it is out of time; submitit's own 3 would leave a long run half-way
+
 
 @dataclass(frozen=True)
 class Job:
@@ -89,7 +91,7 @@ def executor(cluster: str, logs: Path, nodes: int, ranks: int, hours: float, opt
     except ModuleNotFoundError:
         raise OutgrowError("jobs are submitted by 'submitit', which is not installed; pip install 'outgrow[slurm]'") from None
     try:
-        made = submitit.AutoExecutor(folder=logs, cluster=cluster)
+        made = submitit.AutoExecutor(folder=logs, cluster=cluster, slurm_max_num_timeout=_FOR_EVER)
     except (RuntimeError, ValueError) as error:  # no such cluster, or none here
         raise OutgrowError(f"there is no cluster '{cluster}' here ({' '.join(str(error).split())}); use --cluster local or slurm") from None
     shape = {"nodes": nodes, "tasks_per_node": ranks, "timeout_min": max(1, round(hours * 60))}
