@@ -24,6 +24,7 @@ from outgrow.checkpoint.names import Names, names_of
 from outgrow.checkpoint.verify import verify
 from outgrow.errors import OutgrowError
 from outgrow.lab.tiny import TINY, write_tiny
+from outgrow.models.build import empty
 
 from .test_extensions import refused, run  # noqa: F401
 
@@ -181,6 +182,23 @@ def test_a_tied_head_that_is_another_is_not_lost_from_a_distributed_checkpoint_e
         with pytest.raises(OutgrowError, match=r"'lm_head.weight' of '.*other' is not 'model.embed_tokens.weight'"):
             outgrow.grow(tmp_path / "other", tmp_path / "x", form=form, trust_pickle=True)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_tied_model_opens_what_was_grown_for_it(tmp_path):
+    """torch names both keys of a tied pair, and torchtitan's Llama has an output of its own."""
+    write_tiny(tmp_path / "source", {**TINY["llama"], "tie_word_embeddings": True}, dtype=torch.float32)
+    plan = outgrow.grow(tmp_path / "source", tmp_path / "grown", form="dcp")
+    model = empty(plan.target_config, on_meta=False)
+    state = model.state_dict()
+    dcp.load(state, checkpoint_id=tmp_path / "grown")
+    opened = open_checkpoint(tmp_path / "grown", trust_pickle=True)
+    assert torch.equal(state["lm_head.weight"], opened.tensors["model.embed_tokens.weight"].load())
+    outgrow.grow(tmp_path / "source", tmp_path / "titan", form="torchtitan")
+    held = read_dcp(tmp_path / "titan", trust_pickle=True)
+    assert torch.equal(held["output.weight"].whole(), held["tok_embeddings.weight"].whole())
+    for name in ("grown", "titan"):
+        after = open_checkpoint(tmp_path / name, trust_pickle=True)
+        assert verify(after, tmp_path / "source") == len(after.held)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------------

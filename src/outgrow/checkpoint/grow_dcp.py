@@ -60,10 +60,10 @@ def distributed_layout(checkpoint: Checkpoint, plan: GrowthPlan, names: Names, p
             raise OutgrowError(f"'{name}' is stored as {own}, in which growth cannot compute; save the model in bf16 first")
         found.kinds[names.on_disk(name)] = dtype or own, shape
         found.make[names.on_disk(name)] = _weight(checkpoint, grown, name, names.rows_to(name), dtype or own)
+    # torch's state_dict names both of what is tied, and its reader wants all that a model names.
     for alias, name in plan.grown_arch.aliases(plan.target_config).items():
-        if names.on_disk(alias) in checkpoint.held:
-            found.kinds[names.on_disk(alias)] = found.kinds[names.on_disk(name)]
-            found.make[names.on_disk(alias)] = found.make[names.on_disk(name)]
+        found.kinds[names.on_disk(alias)] = found.kinds[names.on_disk(name)]
+        found.make[names.on_disk(alias)] = found.make[names.on_disk(name)]
     if policy != "reset":
         _add_state(found, checkpoint, plan, names, policy)
     return found
