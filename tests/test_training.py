@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from outgrow.config import parse
@@ -23,7 +23,7 @@ from outgrow.errors import Interrupted, OutgrowError
 from outgrow.lab.runs import own_flops
 from outgrow.lab.tiny import TINY
 from outgrow.training import state
-from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig
+from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, Start
 from outgrow.training.loop import train
 from outgrow.training.record import FINISHED, checkpoint_at, latest_checkpoint, read_rows
 from outgrow.training.schedule import share_of_peak
@@ -323,3 +323,14 @@ def test_every_family_trains_by_transformers_own_forward_pass(family, run, packe
     losses = [row["validation_loss"] for row in read_rows(tmp_path / "whole") if "validation_loss" in row]
     assert losses[-1] < losses[0]
     AutoModelForCausalLM.from_pretrained(latest_checkpoint(tmp_path / "whole"))
+
+
+def test_a_run_does_not_drop_a_tied_head_that_is_another(run, packed, tmp_path, make_checkpoint):
+    source = make_checkpoint(vocab_size=300, tie_word_embeddings=True)
+    state = load_file(source / "model.safetensors")
+    on = run.model_copy(update={"model": None, "start": Start(checkpoint=str(source))})
+    save_file({**state, "lm_head.weight": torch.randn(300, 24)}, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OutgrowError, match=r"'lm_head.weight' of '.*' is not 'model.embed_tokens.weight', .* tie_word_embeddings to false"):
+        train(on, tmp_path / "run", packed, source, Observer())
+    save_file({**state, "lm_head.weight": state["model.embed_tokens.weight"].clone()}, source / "model.safetensors", {"format": "pt"})
+    train(on, tmp_path / "run", packed, source, Observer())

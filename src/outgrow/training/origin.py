@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from outgrow.arch import Config
+from outgrow.checkpoint.grow import refuse_other_ties
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import Lineage, read_lineage
 from outgrow.checkpoint.optimizer_state import MOMENTS
@@ -57,6 +58,7 @@ def from_seed(config: Config, seed: int) -> Origin:
 def from_directory(directory: Path) -> Origin:
     """A checkpoint, ours or any that can be opened."""
     found = open_checkpoint(directory)
+    refuse_other_ties(found)
     lineage = read_lineage(directory)
     fresh = GrowthPlan.from_json(lineage.plan).new_tensors if lineage.plan else []
     return Origin(
