@@ -64,6 +64,15 @@ def test_bf16_training_loss_is_that_of_transformers_under_autocast(make_model, t
     assert ours.item() == pytest.approx(theirs.item(), rel=0.01)
 
 
+@pytest.mark.parametrize(("dtype", "masked"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_a_mask_of_the_whole_square_is_made_where_it_is_read(make_model, tokens, monkeypatch, dtype, masked):
+    made, full = [], torch.full
+    monkeypatch.setattr(torch, "full", lambda *arguments, **named: made.append(arguments[0]) or full(*arguments, **named))
+    with torch.no_grad():
+        Decoder(make_model(), dtype).hidden_states(tokens)
+    assert made == [tuple(tokens.shape[1:]) * 2] * masked
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2", "olmo2", "gpt2", "opt", "phi3"])
 def test_other_families_have_the_loss_of_transformers_without_whole_logits(family, tokens, monkeypatch):
     """In fp32, through the modules and over other parameters; heads of their own and tied ones."""

@@ -35,7 +35,7 @@ class Rotary:
         return torch.cat([first * self.cos - second * self.sin, second * self.cos + first * self.sin], -1)
 
 
-Block = Callable[[Tensor, Rotary, Tensor], Tensor]  # residual stream [B, T, H], rotary tables, mask [T, T] -> residual stream
+Block = Callable[[Tensor, Rotary, Tensor | None], Tensor]  # residual stream [B, T, H], rotary tables, mask [T, T] -> residual stream
 
 
 class Decoder:
@@ -80,14 +80,16 @@ class Decoder:
         self.top: Callable[[], Mapping[str, Tensor]] = lambda: parameters
         self.blocks: list[Block] = [partial(self.block, _of_block(parameters, index)) for index in range(self.layers)]
 
-    def _run_module(self, layer: Any, x_BTH: Tensor, rotary: Rotary, future_TT: Tensor) -> Tensor:
+    def _run_module(self, layer: Any, x_BTH: Tensor, rotary: Rotary, future_TT: Tensor | None) -> Tensor:
         return self.block(dict(layer.named_parameters()), x_BTH, rotary, future_TT)
 
     def hidden_states(self, tokens_BT: Tensor) -> Tensor:
         """Final normalised hidden states [B, T, H]: what the output head reads, in `dtype`."""
         length = tokens_BT.shape[1]
         rotary = self._rotary(length, tokens_BT.device)
-        future = torch.full((length, length), float("-inf"), dtype=self.dtype, device=tokens_BT.device).triu(1)
+        future = None
+        if self.dtype == torch.bfloat16 and not tokens_BT.is_cuda:  # where fused kernels, which need no mask, lose
+            future = torch.full((length, length), float("-inf"), dtype=self.dtype, device=tokens_BT.device).triu(1)
         top = self.top()
         embedding = top["model.embed_tokens.weight"]
         x_BTH = F.embedding(tokens_BT, embedding).to(torch.promote_types(embedding.dtype, torch.float32))
@@ -111,20 +113,20 @@ class Decoder:
         """The output head [V, H], in `dtype`."""
         return self.top()["model.embed_tokens.weight" if self.is_tied else "lm_head.weight"].to(self.dtype)
 
-    def _block(self, block: Mapping[str, Tensor], x_BTH: Tensor, rotary: Rotary, future_TT: Tensor) -> Tensor:
+    def _block(self, block: Mapping[str, Tensor], x_BTH: Tensor, rotary: Rotary, future_TT: Tensor | None) -> Tensor:
         x_BTH = x_BTH + self._attention(block, self._norm(x_BTH, block["input_layernorm.weight"]), rotary, future_TT)
         return x_BTH + self._feed_forward(block, self._norm(x_BTH, block["post_attention_layernorm.weight"]))
 
     def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), gain.to(x.dtype), self.eps).to(self.dtype)
 
-    def _attention(self, block: Mapping[str, Tensor], x_BTH: Tensor, rotary: Rotary, future_TT: Tensor) -> Tensor:
+    def _attention(self, block: Mapping[str, Tensor], x_BTH: Tensor, rotary: Rotary, future_TT: Tensor | None) -> Tensor:
         batch, length, _ = x_BTH.shape
         N, K = self.heads, self.kv
         qkv = self._linear(block, x_BTH, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         qkv = qkv.view(batch, length, N + 2 * K, -1).transpose(1, 2)
         rotated = rotary.rotate(qkv[:, : N + K])
-        if x_BTH.is_cuda or self.dtype != torch.bfloat16:  # fused kernels win there, and lose in bf16 on CPU
+        if future_TT is None:
             grouped = rotated[:, :N], rotated[:, N:], qkv[:, N + K :]
             mixed = F.scaled_dot_product_attention(*grouped, is_causal=True, enable_gqa=N != K)
             return self._linear(block, mixed.transpose(1, 2).reshape(batch, length, -1), "self_attn.o_proj")
