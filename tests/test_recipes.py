@@ -24,7 +24,7 @@ from outgrow.errors import Interrupted, OutgrowError
 from outgrow.growth.operators import make_plan
 from outgrow.lab.budget import need_of
 from outgrow.lab.recipe import changed, find_recipe, read_runs
-from outgrow.lab.runs import differences, execute, in_order, model_of, place, refuse_early
+from outgrow.lab.runs import _alone, differences, execute, in_order, model_of, place, refuse_early
 from outgrow.lab.submit import executor
 from outgrow.lab.track import trackers
 from outgrow.models.build import empty, resolved
@@ -621,6 +621,37 @@ def test_tensorboard_is_told_every_row(run, tmp_path):  # noqa: F811
         trackers(["mlflow"], run, tmp_path, 0)
     with pytest.raises(OutgrowError, match="pip install wandb"):
         trackers(["wandb"], run, tmp_path, 0)
+
+
+def test_weights_and_biases_is_told_rows_that_go_back(run, tmp_path, monkeypatch):  # noqa: F811
+    """A stand-in that drops them, as the real one does, where it is given steps."""
+    (tmp_path / "wandb.py").write_text(
+        "kept, axes = [], []\n"
+        "class Run:\n"
+        "    last = -1\n"
+        "    def define_metric(self, name, step_metric): axes.append((name, step_metric))\n"
+        "    def log(self, values, step=None):\n"
+        "        step = self.last + 1 if step is None else step\n"
+        "        kept.extend([values] if step >= self.last else [])\n"
+        "        self.last = max(step, self.last)\n"
+        "def init(**settings): return Run()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (told,) = trackers(["wandb"], run, tmp_path, 0)
+    assert "wandb" not in sys.modules  # until the first row
+    for tokens in (BATCH, 2 * BATCH, BATCH):
+        told({"tokens": tokens, "loss": 1.0})
+    wandb = sys.modules.pop("wandb")
+    assert [row["tokens"] for row in wandb.kept] == [BATCH, 2 * BATCH, BATCH]
+    assert wandb.axes == [("*", "tokens")]
+
+
+def test_a_second_process_at_a_run_opens_no_tracker(recipe, tmp_path, cli):  # noqa: F811
+    one = in_order(read_runs(recipe, []))[0]
+    prepare(one.data, tmp_path / "runs" / "data")
+    with _alone(one, tmp_path / "runs", patient=False):
+        refused(cli("train", recipe, "--runs", tmp_path / "runs"), "another process is training 'tiny-stage1'")
+    assert not (place(one, tmp_path / "runs") / "tensorboard").exists()
 
 
 def test_a_job_trains_a_recipe_on_two_local_ranks(recipe, tmp_path, cli):  # noqa: F811

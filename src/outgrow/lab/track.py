@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,25 @@ TRACKERS = ("tensorboard", "wandb")
 def trackers(names: Iterable[str], run: RunConfig, directory: Path, begin: int) -> list[Tracker]:
     """What is told every row of a run from the clock `begin` on; what was told of later ones, before a kill, is forgotten.
 
-    TensorBoard is left out where it is not installed, since it is asked for by default.
+    Each is opened with the first row, when the run is known to be this process's: another may be at it, and have its own open. TensorBoard
+    is left out where it is not installed, since it is asked for by default.
     """
     made: list[Tracker] = []
     for name in names:
         if name == "tensorboard":
-            made += [_tensorboard(directory, begin)] if find_spec("tensorboard") else []
+            made += [_opened_late(lambda: _tensorboard(directory, begin))] if find_spec("tensorboard") else []
         elif name == "wandb":
-            made.append(_wandb(run, directory))
+            if not find_spec("wandb"):
+                raise OutgrowError("Weights & Biases is asked for and not installed; pip install wandb")
+            made.append(_opened_late(lambda: _wandb(run, directory)))
         else:
             raise OutgrowError(f"there is no tracker '{name}'; known: {', '.join(TRACKERS)}")
     return made
+
+
+def _opened_late(opened: Callable[[], Tracker]) -> Tracker:
+    once = cache(opened)
+    return lambda row: once()(row)
 
 
 def _tensorboard(directory: Path, begin: int) -> Tracker:
@@ -45,14 +54,14 @@ def _tensorboard(directory: Path, begin: int) -> Tracker:
 
 
 def _wandb(run: RunConfig, directory: Path) -> Tracker:
-    if not find_spec("wandb"):
-        raise OutgrowError("Weights & Biases is asked for and not installed; pip install wandb")
     import wandb  # type: ignore[import-not-found]
 
     tracked = wandb.init(
         name=run.name, id=run.identity(), dir=directory, config=run.model_dump(mode="json"), resume="allow", reinit="create_new"
     )
-    return lambda row: tracked.log(_numbers(row) | {"tokens": row["tokens"]}, step=row["tokens"])
+    # A step of its own counter for every row: rows whose step goes back, as it does after a roll back, it would drop.
+    tracked.define_metric("*", step_metric="tokens")
+    return lambda row: tracked.log(_numbers(row) | {"tokens": row["tokens"]})
 
 
 def _numbers(row: Row) -> dict[str, Any]:
