@@ -120,7 +120,8 @@ def test_a_malformed_receipt_is_refused(make_checkpoint, tmp_path, text):
 
 def test_side_files_travel_and_weights_and_state_do_not(make_checkpoint, tmp_path):
     source = make_checkpoint()
-    for name in ("tokenizer.json", "chat_template.jinja", "LICENSE", "exp_avg.safetensors", "training.json", "pytorch_model.bin"):
+    others = ("exp_avg.safetensors", "training.json", "pytorch_model.bin", "params.json")
+    for name in ("tokenizer.json", "chat_template.jinja", "LICENSE", *others):
         (source / name).write_text("{}")
     grow_directory(source, tmp_path / "target", plan_for(source))
     assert {path.name for path in (tmp_path / "target").iterdir()} == {

@@ -161,6 +161,18 @@ def test_a_single_file_is_a_source(source, tmp_path):
     assert weights(tmp_path / "target") == weights(tmp_path / "same")
 
 
+def test_weights_are_downloaded_once(monkeypatch, tmp_path):
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **settings: asked.update(settings) or tmp_path)
+    local("someone/model")
+    here = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "additional_chat_templates/rag.jinja"]
+    copies = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "original/model.safetensors", "onnx/a/b.safetensors"]
+    patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
+    assert list(filter_repo_objects([*here, *copies, "pytorch_model.bin"], **patterns)) == here
+
+
 def test_a_hub_id_is_found_in_the_cache_and_missed_in_one_sentence(source, tmp_path, monkeypatch, run):  # noqa: F811
     """The cache's own layout, made by hand; the network is switched off."""
     cache = tmp_path / "cache"

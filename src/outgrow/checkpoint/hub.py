@@ -9,6 +9,8 @@ from outgrow.errors import OutgrowError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*", "README.md"]
+# The same weights once more, in their makers' own form or for other programs; a "*" of the hub's patterns goes over "/" too.
+_COPIES = ["consolidated*", "*/*.safetensors"]
 
 
 def local(source: str) -> Path:
@@ -27,7 +29,7 @@ def local(source: str) -> Path:
         raise OutgrowError(f"there is no '{source}' here; to look for it on the hub, pip install 'outgrow[train]'") from None
     name, _, revision = source.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FILES))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_COPIES))
     except LocalEntryNotFoundError:
         raise OutgrowError(
             f"there is no '{source}' here or in the hub's cache, and the hub cannot be reached; give a local directory"

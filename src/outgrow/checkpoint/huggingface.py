@@ -26,8 +26,10 @@ _KNOWN = (
 )  # fmt: skip
 _END = 1 << 20  # bytes of a weight file that tell it from another
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
-# What is true of the source alone: its weights' place, its training, its scores.
-_NOT_SIDE = {CONFIG, LINEAGE, "training.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
+# What is true of the source alone: its weights' place and sizes, its training, its scores.
+_NOT_SIDE = {
+    CONFIG, LINEAGE, "params.json", "training.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
