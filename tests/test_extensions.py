@@ -383,6 +383,8 @@ def test_learned_maps_from_the_command_line(run, corpus, tmp_path, monkeypatch):
     before = json.loads((tmp_path / checkpoint / "outgrow.json").read_text())
     assert receipt["flops"] == before["flops"] + receipt["plan"]["flops"] > before["flops"]
     refused(run("learn", checkpoint, "other.json", "--operator", "stack", *data), "'stack' has no maps to learn")
+    for rate, words in (("0", "'learning_rate' should be greater than 0, not 0.0"), ("inf", "'learning_rate' should be a finite number")):
+        refused(run("learn", checkpoint, "other.json", "--factor", "2", "--learning-rate", rate, *data), words)
     assert len(load_file(tmp_path / "grown" / "model.safetensors")) == 39
 
 

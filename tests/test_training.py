@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from outgrow.config import parse
+from outgrow.config import parse, read_yaml
 from outgrow.data.config import DataConfig
 from outgrow.data.packed import prepare
 from outgrow.errors import Interrupted, OutgrowError
@@ -274,6 +274,16 @@ GOOD = {"model": ODD, "tokens": 512, "batch_tokens": 512, "optimizer": {"learnin
 def test_mistakes_in_a_run_are_told(edits, message):
     with pytest.raises(OutgrowError, match=message):
         parse(RunConfig, {**GOOD, **edits}, where="'run.yaml'")
+
+
+def test_a_key_of_yaml_that_stands_twice_is_refused(tmp_path):
+    file = tmp_path / "run.yaml"
+    for text, name in (("tokens: 1\nseed: 0\ntokens: 2\n", "tokens"), ("data: {vocab: 3, 'vocab': 4}", "vocab")):
+        file.write_text(text)
+        with pytest.raises(OutgrowError, match=f"'{file}' is not YAML: the key '{name}' stands twice"):
+            read_yaml(file)
+    file.write_text("base: &base {a: 1, b: 2}\nmine: {<<: *base, b: 3}\n")  # one that is merged in may be given anew
+    assert read_yaml(file)["mine"] == {"a": 1, "b": 3}
 
 
 def test_all_mistakes_are_told_at_once():

@@ -56,10 +56,23 @@ def load(kind: type[S], path: Path, overrides: Mapping[str, Any] | None = None) 
     return parse(kind, {**read_yaml(path), **(overrides or {})}, where=f"'{path}'")
 
 
+class _Unique(yaml.SafeLoader):
+    """Reads YAML whose keys stand once each in a mapping; which of two values is meant nobody knows."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Keys and values of a YAML file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Unique)
     except FileNotFoundError:
         raise OutgrowError(f"there is no file '{path}'") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -144,7 +144,7 @@ def learn(
 ) -> None:
     """Train the maps of learn-depth or learn-width with the base frozen, and write them into a plan."""
     from outgrow.checkpoint.huggingface import open_checkpoint
-    from outgrow.config import load
+    from outgrow.config import load, parse
     from outgrow.data.config import DataConfig
     from outgrow.files import write_json
     from outgrow.lab.runs import learned_plan
@@ -155,7 +155,8 @@ def learn(
         raise OutgrowError(f"'{plan}' exists already, or its directory does not; choose another place")
     made = _plan(checkpoint, operator, factor, None, knob, None)
     text = load(DataConfig, data) if data else DataConfig()  # type: ignore[call-arg]
-    settings = LearnConfig(steps=steps, batch_tokens=batch_tokens, learning_rate=learning_rate)
+    given = {"steps": steps, "batch_tokens": batch_tokens, "learning_rate": learning_rate}
+    settings = parse(LearnConfig, given, where="outgrow learn")
     trained = learned_plan(made, source, text, settings, seed, runs)
     write_json(plan, trained.as_json())
     print(f"written to {plan}: {steps} steps, {sum(stage.flops for stage in trained.stages):.3e} FLOPs")
