@@ -24,7 +24,7 @@ from outgrow.checkpoint.names import Names, names_of
 from outgrow.checkpoint.verify import verify
 from outgrow.errors import OutgrowError
 from outgrow.lab.tiny import TINY, write_tiny
-from outgrow.models.build import empty
+from outgrow.models.build import initialised
 
 from .test_extensions import refused, run  # noqa: F401
 
@@ -188,8 +188,7 @@ def test_a_tied_model_opens_what_was_grown_for_it(tmp_path):
     """torch names both keys of a tied pair, and torchtitan's Llama has an output of its own."""
     write_tiny(tmp_path / "source", {**TINY["llama"], "tie_word_embeddings": True}, dtype=torch.float32)
     plan = outgrow.grow(tmp_path / "source", tmp_path / "grown", form="dcp")
-    model = empty(plan.target_config, on_meta=False)
-    state = model.state_dict()
+    state = initialised(plan.target_config, 0).state_dict()
     dcp.load(state, checkpoint_id=tmp_path / "grown")
     opened = open_checkpoint(tmp_path / "grown", trust_pickle=True)
     assert torch.equal(state["lm_head.weight"], opened.tensors["model.embed_tokens.weight"].load())

@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from outgrow.errors import OutgrowError
 from outgrow.lab.tiny import TINY
 from outgrow.models import loss as losses
-from outgrow.models.build import initialised, resolved
+from outgrow.models.build import empty, initialised, materialise, resolved
 from outgrow.models.decoder import Decoder
 from outgrow.models.forward import ModelForward
 from outgrow.models.loss import next_token_loss
@@ -97,6 +98,20 @@ def test_other_families_have_the_loss_of_transformers_without_whole_logits(famil
             forward.loss(tokens[:, :-1], tokens[:, 1:])
             monkeypatch.setattr(F, "linear", shape)
     assert config["vocab_size"] not in largest
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_is_built_without_drawing_weights(family, tied):
+    """Only the buffers hold numbers, those of a model that transformers built; parameters that are tied stay one."""
+    config = resolved({**TINY[family], "tie_word_embeddings": tied})
+    model = empty(config, buffers=True)
+    whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    assert all(value.is_meta for value in model.parameters())
+    assert {name: value.shape for name, value in model.named_parameters()} == {name: v.shape for name, v in whole.named_parameters()}
+    materialise(model, torch.device("cpu"))
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in whole.named_parameters()]
+    torch.testing.assert_close(dict(model.named_buffers()), dict(whole.named_buffers()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

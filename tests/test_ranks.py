@@ -121,7 +121,11 @@ def prints_on_ranks(code, config, directory, packed):  # noqa: F811
     settings.write_text(config.model_dump_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(settings), str(directory)]
     done = subprocess.run(
-        [*command, str(packed.directory)], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [*command, str(packed.directory)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""},  # a line is written at once
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return sorted(done.stdout.splitlines())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,15 +51,38 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def empty(config: Mapping[str, Any], on_meta: bool = True) -> Any:
-    """A model whose weights are yet to be set, on the meta device, or in memory with the buffers that transformers' forward pass reads."""
+def empty(config: Mapping[str, Any], buffers: bool = False) -> Any:
+    """A model whose weights are yet to be set, on the meta device; with `buffers`, those that transformers' forward pass reads in memory."""
     try:
-        with torch.device("meta" if on_meta else "cpu"), torch.random.fork_rng(devices=[]):
+        with _parameters_on_meta() if buffers else torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
     except Exception as error:
         raise _refusal(config, error) from None
     model.config.architectures = [type(model).__name__]
     return model
+
+
+@contextmanager
+def _parameters_on_meta() -> Generator[None, None, None]:
+    """Whatever parameter a module is given inside goes to the meta device, before anything is drawn for it; buffers are made as ever."""
+    register = torch.nn.Module.register_parameter
+
+    def on_meta(module: torch.nn.Module, name: str, value: torch.nn.Parameter | None) -> None:
+        if value is not None and not value.is_meta:  # one that is there already may be tied to another, and stays itself
+            value = torch.nn.Parameter(value.detach().to("meta"), value.requires_grad)
+        register(module, name, value)
+
+    torch.nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register
+
+
+def materialise(model: Any, device: torch.device) -> None:
+    """Gives what is on the meta device memory on another, its numbers yet to be set, and moves the rest there."""
+    model._apply(lambda value: torch.empty_like(value, device=device) if value.is_meta else value.to(device))
+    model.tie_weights()
 
 
 def _refusal(config: Mapping[str, Any], error: Exception) -> OutgrowError:
@@ -88,8 +112,8 @@ def initial(config: Mapping[str, Any], seed: int) -> Callable[[str], torch.Tenso
 
 def initialised(config: Mapping[str, Any], seed: int) -> Any:
     """A model with the weights of `initial`."""
-    with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    model = empty(config, buffers=True)
+    materialise(model, torch.device("cpu"))
     draw = initial(config, seed)
     with torch.no_grad():
         for name, value in model.named_parameters():

@@ -18,7 +18,7 @@ from outgrow.errors import OutgrowError
 from outgrow.files import mend
 from outgrow.growth.fresh import masked
 from outgrow.growth.plan import GrowthPlan
-from outgrow.models.build import empty, loaded, resolved
+from outgrow.models.build import empty, loaded, materialise, resolved
 from outgrow.models.decoder import Decoder
 from outgrow.models.forward import ModelForward, blocks_of, forward_of, is_ours
 from outgrow.models.masks import Masks, make_masks
@@ -85,7 +85,7 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
     source = from_directory(latest) if latest else start
     model_config = dict(source.config)
     refuse(config, model_config, first, packed)
-    model = empty(model_config, on_meta=is_ours(model_config))
+    model = empty(model_config, buffers=not is_ours(model_config))
     arch = arch_for(model_config)
     dtype = product_dtype(config.precision)
     decoder = forward_of(model, dtype, config.compile, config.recompute)
@@ -127,11 +127,7 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
 
 def _materialised(model: Any, read: Any) -> dict[str, Tensor]:
     """The parameters of a model on the meta device, each rank's part on its device and set to what `read` gives."""
-    if any(value.is_meta for value in model.parameters()):
-        model.to_empty(device=device())
-        model.tie_weights()
-    else:
-        model.to(device())
+    materialise(model, device())
     parameters = dict(model.named_parameters())
     fill(parameters, read)
     return parameters
