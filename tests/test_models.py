@@ -10,7 +10,7 @@ from outgrow.lab.tiny import TINY
 from outgrow.models import loss as losses
 from outgrow.models.build import empty, initialised, materialise, resolved
 from outgrow.models.decoder import Decoder
-from outgrow.models.forward import ModelForward
+from outgrow.models.forward import ModelForward, forward_of
 from outgrow.models.loss import next_token_loss
 
 from .conftest import ODD
@@ -115,17 +115,29 @@ def test_a_model_is_built_without_drawing_weights(family, tied):
 
 
 @pytest.mark.parametrize(
-    ("edits", "message"),
+    "edits",
     [
-        ({"hidden_act": "gelu"}, "activation 'silu' only"),
-        ({"model_type": "mistral", "sliding_window": 16}, "sliding-window"),
-        ({"attention_dropout": 0.1}, "dropout"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}}, "rope type 'dynamic'"),
+        {"hidden_act": "gelu"},
+        {"model_type": "mistral", "sliding_window": 5},  # as Mistral-7B-v0.1, but shorter
+        {"attention_dropout": 0.1},  # left out, as everywhere
+        {"max_position_embeddings": 8, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16}},
     ],
 )
-def test_what_the_decoder_does_not_compute_is_refused(make_model, edits, message):
-    with pytest.raises(OutgrowError, match=message):
-        Decoder(make_model(**edits), torch.float32)
+def test_what_the_decoder_does_not_compute_transformers_does(make_model, tokens, edits):
+    model, plain = make_model(**edits), make_model(**edits).eval()
+    logits = plain(tokens[:, :-1]).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    forward = forward_of(model.train(), torch.float32)
+    torch.testing.assert_close(forward.logits(tokens[:, :-1]), logits, rtol=1e-4, atol=1e-4)
+    loss = forward.loss(tokens[:, :-1], tokens[:, 1:])
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    loss.backward()
+    expected.backward()
+    for (name, value), other in zip(plain.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, value.grad, rtol=1e-3, atol=1e-5, msg=name)
+    usual = Decoder(make_model(), torch.float32).logits(tokens[:, :-1])
+    assert edits.keys() == {"attention_dropout"} or (usual - logits).abs().max() > 1e-3  # what is computed makes a difference
 
 
 def test_weights_are_drawn_from_seed_and_name_at_their_scale():

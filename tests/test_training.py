@@ -313,6 +313,7 @@ def test_the_environment_is_clean_after_a_run(run, packed, tmp_path):
 
 
 FAMILIES = {name: config for name, config in TINY.items() if name not in ("llama", "mistral")}
+FAMILIES["windows"] = {**TINY["mistral"], "sliding_window": 5}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from outgrow.errors import OutgrowError
 from outgrow.models.loss import next_token_loss
 
 
@@ -42,7 +41,7 @@ class Decoder:
     """Runs a `transformers` Llama on its own parameters; products in `dtype`, the residual stream in fp32 or as stored, if wider.
 
     Args:
-        model: of transformers, whose parameters are used.
+        model: of transformers, whose parameters are used; one whose config `is_computed`.
         dtype: of products.
         compile: compile the function of a block, once for all blocks of a shape.
         recompute: keep no activations inside blocks for the backward pass; compute them again.
@@ -50,7 +49,7 @@ class Decoder:
 
     def __init__(self, model: Any, dtype: torch.dtype, compile: bool = False, recompute: bool = False) -> None:
         config = model.config
-        refuse_unsupported(config)
+        assert is_computed(config)
         self.dtype = dtype
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
         self.eps = config.rms_norm_eps
@@ -153,17 +152,11 @@ class Decoder:
         return Rotary(angle.cos().to(self.dtype), angle.sin().to(self.dtype))
 
 
-def refuse_unsupported(config: Any) -> None:
-    """Says which part of a config this forward pass does not compute."""
-    if config.hidden_act != "silu":
-        raise OutgrowError(f"training computes the activation 'silu' only, and the config says '{config.hidden_act}'")
-    rope = config.rope_parameters or {}
-    if rope.get("rope_type", "default") not in ("default", "llama3", "linear"):
-        raise OutgrowError(f"training does not compute the rope type '{rope['rope_type']}'; use 'default', 'linear' or 'llama3'")
-    if getattr(config, "sliding_window", None):
-        raise OutgrowError("training does not compute sliding-window attention; set 'sliding_window' to null")
-    if getattr(config, "attention_dropout", 0):
-        raise OutgrowError("training does not apply dropout; set 'attention_dropout' to 0")
+def is_computed(config: Any) -> bool:
+    """Does this forward pass compute all that the config of a Llama says?"""
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    extras = getattr(config, "sliding_window", None) or getattr(config, "attention_dropout", 0)
+    return config.hidden_act == "silu" and rope in ("default", "llama3", "linear") and not extras
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from outgrow.arch import LLAMA, arch_for
-from outgrow.models.decoder import Decoder
+from outgrow.models.decoder import Decoder, is_computed
 from outgrow.models.loss import next_token_loss
 
 
@@ -77,14 +77,9 @@ class ModelForward:
 
 
 def forward_of(model: Any, dtype: torch.dtype, compile: bool = False, recompute: bool = False) -> Decoder | ModelForward:
-    """The forward pass of a model."""
-    kind = Decoder if is_ours(model.config.to_dict()) else ModelForward
-    return kind(model, dtype, compile, recompute)
-
-
-def is_ours(config: Mapping[str, Any]) -> bool:
-    """Does the decoder compute this family?"""
-    return arch_for(config) is LLAMA
+    """The forward pass of a model: transformers' also for a Llama with sliding windows, dropout or a RoPE that the decoder lacks."""
+    is_ours = arch_for(model.config.to_dict()) is LLAMA and is_computed(model.config)
+    return (Decoder if is_ours else ModelForward)(model, dtype, compile, recompute)
 
 
 def blocks_of(model: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from outgrow.growth.fresh import masked
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import empty, loaded, materialise, resolved
 from outgrow.models.decoder import Decoder
-from outgrow.models.forward import ModelForward, blocks_of, forward_of, is_ours
+from outgrow.models.forward import ModelForward, blocks_of, forward_of
 from outgrow.models.masks import Masks, make_masks
 from outgrow.training.config import RunConfig
 from outgrow.training.distributed import device, fill, product_dtype, shard, wait
@@ -85,7 +85,7 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
     source = from_directory(latest) if latest else start
     model_config = dict(source.config)
     refuse(config, model_config, first, packed)
-    model = empty(model_config, buffers=not is_ours(model_config))
+    model = empty(model_config, buffers=True)
     arch = arch_for(model_config)
     dtype = product_dtype(config.precision)
     decoder = forward_of(model, dtype, config.compile, config.recompute)
