@@ -15,6 +15,7 @@ import outgrow
 from outgrow.arch import FAMILIES, LLAMA, arch_for, parameter_counts
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.cli import main
+from outgrow.errors import OutgrowError
 from outgrow.extensions import load_family, load_operators
 from outgrow.growth.operators import OPERATORS, make_plan
 from outgrow.growth.plan import Claims, GrowthPlan
@@ -354,7 +355,11 @@ def test_knobs_on_the_command_line(run, source, tmp_path):
     target = tmp_path / "target"
     refused(run("grow", source, target, "--knob", "factor"), "--knob takes NAME=VALUE, not 'factor'")
     refused(run("grow", source, target, "--operator", "direct-width", "--factor", "2"), "has no knob 'factor'")
-    refused(run("grow", source, target, "--optimizer", "keep"), "--optimizer takes reset, carry or fresh-new, not 'keep'")
+    for option, known in (("--optimizer", "'reset', 'carry', 'fresh-new'"), ("--form", "'huggingface', 'dcp', 'torchtitan'")):
+        status, _, err = run("grow", source, target, option, "pickle")
+        assert (status, f"Invalid value for '{option}'" in err, f"'pickle' is not one of {known}" in err) == (2, True, True)
+    with pytest.raises(OutgrowError, match="optimizer takes reset, carry, fresh-new, not 'keep'"):
+        outgrow.grow(source, target, optimizer="keep")
     refused(run("grow", source, target, "--optimizer", "carry"), "carries no optimizer state")
     refused(run("grow", source, target, "--operator", "learn-depth"), "are not trained yet; 'outgrow learn' writes a plan")
     refused(

@@ -424,11 +424,11 @@ def test_rolling_back_holds_one_run_in_memory(recipe, tmp_path, monkeypatch, fir
         opened.append(weakref.ref(next(iter(made.parameters.values()))))
         return made
 
-    def step(run, batches):
-        if run.clock.tokens in wild:
+    def step(trained, batches):
+        if trained.clock.tokens in wild:
             wild.clear()
             raise loop.SpikeError("once")
-        return real_step(run, batches)
+        return real_step(trained, batches)
 
     real_open, real_step = loop.open_run, loop._step
     monkeypatch.setattr(loop, "open_run", open_run)

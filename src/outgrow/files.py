@@ -69,12 +69,24 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+def write_text(path: Path, text: str) -> None:
+    """Writes a text so that a reader sees the old file or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     flush(temporary)
     temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON as `write_text` writes."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_at(file: int, data: memoryview, place: int) -> None:
+    """Writes all of a buffer to a place in an open file; the system may take it in parts."""
+    while data:
+        written = os.pwrite(file, data, place)
+        data, place = data[written:], place + written
 
 
 class DuplicateKeyError(ValueError):

@@ -98,9 +98,9 @@ def settle(
     """Everything that will be written, and of it the weight files; refuses what cannot be made, before a byte is written."""
     if plan.origin != checkpoint.config:
         raise OutgrowError(f"the plan was made for another config than that of '{checkpoint.directory}'; make it from this one")
-    if form not in get_args(Form) or optimizer not in get_args(Policy):
-        known = get_args(Form) if form not in get_args(Form) else get_args(Policy)
-        raise OutgrowError(f"'{form if known == get_args(Form) else optimizer}' is none of {', '.join(known)}")
+    for name, value, known in (("form", form, get_args(Form)), ("optimizer", optimizer, get_args(Policy))):
+        if value not in known:
+            raise OutgrowError(f"{name} takes {', '.join(known)}, not '{value}'")
     if max_shard_bytes < 1:
         raise OutgrowError(f"a weight file must hold at least a byte, not {max_shard_bytes:,}")
     _refuse_unreadable(plan)

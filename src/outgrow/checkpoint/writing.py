@@ -14,6 +14,7 @@ from pathlib import Path
 from outgrow.checkpoint.layout import Shard, bytes_of
 from outgrow.checkpoint.safetensors_file import Stored
 from outgrow.errors import OutgrowError
+from outgrow.files import write_at
 
 THREADS = 2  # files copied at once; a file takes one writer at a time
 MAKERS = 4  # threads of arithmetic at most; each holds about 30 MB: a few pieces of a million numbers
@@ -57,7 +58,7 @@ def write_shards(directory: Path, shards: list[Shard], progress: Progress) -> No
                 jobs: list[Future[None]] = []
                 for shard in shards:
                     os.truncate(files[shard.name], shard.bytes)
-                    _write_at(files[shard.name], memoryview(shard.header), 0)
+                    write_at(files[shard.name], memoryview(shard.header), 0)
                     jobs.append(pool.submit(_copy_all, shard, files[shard.name], report))
                 # Those that need all of a source are made one at a time: memory should not hold two.
                 jobs.append(makers.submit(make, _to_make(shards, apart=False)))
@@ -162,11 +163,5 @@ def _make(shard: Shard, name: str, rows: slice, file: int, report: Callable[[int
     entry = shard.entries[name]
     data = memoryview(bytes_of(shard.compute(name, rows), entry.dtype, name)).cast("B")
     before = entry.bytes // entry.shape[0] * rows.start if rows.start else 0
-    _write_at(file, data, entry.begin + before)
+    write_at(file, data, entry.begin + before)
     report(len(data))
-
-
-def _write_at(file: int, data: memoryview, place: int) -> None:
-    while data:
-        written = os.pwrite(file, data[:_RANGE], place)
-        data, place = data[written:], place + written

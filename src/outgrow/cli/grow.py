@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -38,11 +38,15 @@ def grow(
     operator_file: OperatorFile = None,
     family_file: FamilyFile = None,
     plan: Annotated[Path | None, typer.Option(help="A plan (JSON) in place of an operator, such as 'outgrow learn' writes.")] = None,
-    optimizer: Annotated[str, typer.Option(help="The optimizer's state beside the weights: reset, carry or fresh-new.")] = "reset",
+    optimizer: Annotated[
+        Literal["reset", "carry", "fresh-new"], typer.Option(help="What becomes of the optimizer's state beside the weights.")
+    ] = "reset",
     dtype: Annotated[str | None, typer.Option(help="Store all weights as float32, bfloat16, ...; each keeps its own if not given.")] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Largest weight file, such as 500MB; 5GB if not given.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that stands at the target.")] = False,
-    form: Annotated[str, typer.Option(help="What to write: huggingface, dcp (the source's names) or torchtitan.")] = "huggingface",
+    form: Annotated[
+        Literal["huggingface", "dcp", "torchtitan"], typer.Option(help="What to write; dcp has the source's names, torchtitan its own.")
+    ] = "huggingface",
     trust_pickle: TrustPickle = False,
     config: ConfigFile = None,
     measure: Annotated[
@@ -76,10 +80,6 @@ def grow(
     else:
         made = _plan(checkpoint, operator, factor, layers, knob, operator_file)
     made.refuse_untrained()
-    if optimizer not in ("reset", "carry", "fresh-new"):
-        raise OutgrowError(f"--optimizer takes reset, carry or fresh-new, not '{optimizer}'")
-    if form not in ("huggingface", "dcp", "torchtitan"):
-        raise OutgrowError(f"--form takes huggingface, dcp or torchtitan, not '{form}'")
     if form != "huggingface" and max_shard_size:
         raise OutgrowError(f"--max-shard-size has no effect with --form {form}; leave it out")
     if measure and (form != "huggingface" or checkpoint.held):

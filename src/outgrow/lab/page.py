@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 
-from outgrow.files import flush
+from outgrow.files import write_text
 
 
 def write_page(template: str, path: Path, figures: Sequence[go.Figure], **values: Any) -> None:
@@ -31,7 +31,4 @@ def write_page(template: str, path: Path, figures: Sequence[go.Figure], **values
     drawn = [figure.to_html(full_html=False, include_plotlyjs=number == 0, config=shown) for number, figure in enumerate(figures)]
     page = environment.get_template(template).render(drawn=drawn, **values)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(page, encoding="utf-8")
-    flush(temporary)
-    temporary.replace(path)
+    write_text(path, page)

@@ -174,8 +174,8 @@ def refuse_early(runs: Sequence[RunConfig], root: Path) -> None:
                 raise OutgrowError(f"'{run.name}': no law moves optimizer state through learned maps; let start.optimizer be 'reset'")
             if plan and _is_untrained(plan) and run.start and run.start.rewarm_tokens:
                 raise OutgrowError(
-                    f"'{run.name}': no law says what of learned maps is new and could be warmed up alone; let 'rate' be 'restart' or 'keep', "
-                    "or leave start.rewarm_tokens out"
+                    f"'{run.name}': no law says what of learned maps is new, to be warmed up alone; let 'rate' be 'restart' or 'keep', or "
+                    "leave start.rewarm_tokens out"
                 )
             if plan and _is_untrained(plan):
                 refuse_learning(_learning(run), run.data.context)

@@ -52,7 +52,7 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def empty(config: Mapping[str, Any], buffers: bool = False) -> Any:
-    """A model whose weights are yet to be set, on the meta device; with `buffers`, those that transformers' forward pass reads in memory."""
+    """A model whose weights are yet to be set, on the meta device; `buffers` are in memory, where transformers' forward reads them."""
     try:
         with _parameters_on_meta() if buffers else torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
@@ -67,10 +67,10 @@ def _parameters_on_meta() -> Generator[None, None, None]:
     """Whatever parameter a module is given inside goes to the meta device, before anything is drawn for it; buffers are made as ever."""
     register = torch.nn.Module.register_parameter
 
-    def on_meta(module: torch.nn.Module, name: str, value: torch.nn.Parameter | None) -> None:
-        if value is not None and not value.is_meta:  # one that is there already may be tied to another, and stays itself
-            value = torch.nn.Parameter(value.detach().to("meta"), value.requires_grad)
-        register(module, name, value)
+    def on_meta(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:  # one that is there already may be tied to another, and stays itself
+            param = torch.nn.Parameter(param.detach().to("meta"), param.requires_grad)
+        register(self, name, param)
 
     torch.nn.Module.register_parameter = on_meta
     try:

@@ -24,6 +24,7 @@ from outgrow.checkpoint.dcp import Chunked
 from outgrow.checkpoint.layout import raw
 from outgrow.checkpoint.ranks import leads, rank, world
 from outgrow.checkpoint.safetensors_file import TORCH_NAMES, Stored, write_header
+from outgrow.files import write_at
 
 _DTYPES = {getattr(torch, name): stored for stored, name in TORCH_NAMES.items()}
 
@@ -131,10 +132,7 @@ def write_tensors(path: Path, values: Mapping[str, Part], group: Any = None) -> 
     try:
         for name, part in values.items():
             data = memoryview(raw(part.own)).cast("B") if part.own.numel() else memoryview(b"")
-            place = entries[name].begin + (part.first * (entries[name].bytes // part.shape[0]) if part.first else 0)
-            while data:
-                written = os.pwrite(file, data, place)
-                data, place = data[written:], place + written
+            write_at(file, data, entries[name].begin + (part.first * (entries[name].bytes // part.shape[0]) if part.first else 0))
         os.fsync(file)
     finally:
         os.close(file)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from outgrow.files import write_text
+
 METRICS, CHECKPOINTS, FINISHED = "metrics.jsonl", "checkpoints", "finished.json"
 EVALUATED = "eval/"  # how the fields of an evaluation begin: eval/TASK/METRIC and eval/AVERAGE, each with its _stderr
 Row = dict[str, Any]
@@ -32,9 +34,7 @@ def _keep_rows(path: Path, wanted: Callable[[Row], bool]) -> None:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     whole = (line for line in lines if line.endswith("}"))  # a killed writer leaves half a line
     kept = [line + "\n" for line in whole if wanted(json.loads(line))]
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(kept))
 
 
 def checkpoints(directory: Path) -> list[Path]:
