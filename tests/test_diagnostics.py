@@ -110,14 +110,14 @@ def test_what_a_layer_adds_is_the_loss_without_it(tmp_path, corpus):
     from outgrow.data.packed import prepare
     from outgrow.evaluation.loss import mean_loss
     from outgrow.evaluation.model import open_model
-    from outgrow.evaluation.skipped import held_out, skipped_losses
+    from outgrow.evaluation.skipped import first_held_out, skipped_losses
 
     settings = DataConfig(corpus=str(corpus), vocab=300, context=16, validation_share=0.3, validation_tokens=256)  # type: ignore[call-arg]
     packed = prepare(settings, tmp_path / "data")
     source = save_tiny("llama", tmp_path / "source", vocab_size=300)
     grow(source, tmp_path / "grown", "zero-depth(factor=2)")
     opened = open_model(tmp_path / "grown", tokenizer=str(packed.tokenizer_files[0].parent))
-    documents = held_out([str(corpus)], 4, 0.3)
+    documents = first_held_out([str(corpus)], 4, 0.3)
     whole, found = skipped_losses(opened, documents)
     assert whole == mean_loss(opened, documents)
     sources = diagnose(tmp_path / "grown").sources
@@ -127,7 +127,7 @@ def test_what_a_layer_adds_is_the_loss_without_it(tmp_path, corpus):
     kept = [layer for layer in range(len(found)) if layer not in identity]
     assert any(abs(found[layer]) > 1e-5 for layer in kept)
     with pytest.raises(OutgrowError, match="is held out"):
-        held_out([str(corpus)], 4, 1e-12)
+        first_held_out([str(corpus)], 4, 1e-12)
 
 
 @pytest.mark.parametrize(

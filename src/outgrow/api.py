@@ -10,6 +10,7 @@ from outgrow.arch import FAMILIES, Arch, Config, arch_for
 from outgrow.checkpoint.grow import MAX_SHARD_BYTES, Form, Measure, grow_directory
 from outgrow.checkpoint.hub import local
 from outgrow.checkpoint.huggingface import open_checkpoint
+from outgrow.checkpoint.verify import verify as verified
 from outgrow.growth.apply import Grown, Policy, rows_of
 from outgrow.growth.apply import grow as grow_arrays
 from outgrow.growth.operators import OPERATORS, Operator, make_plan
@@ -62,14 +63,15 @@ def grow(
             hub id. Only read.
         target: the directory to write; it appears whole or not at all.
         operator, knobs: as for `plan`, or a plan.
-        optimizer: what becomes of optimizer state beside the weights.
+        optimizer: what becomes of optimizer state beside the weights: `reset` leaves it behind, `carry` moves it as gradients move,
+            `fresh-new` gives it to what was there before and not to copies.
         dtype: torch's name of a float type for all weights; each keeps its own if None.
         max_shard_bytes: largest bytes of tensors in one file.
         overwrite: replace a checkpoint that stands at `target`.
         form: `dcp` or `torchtitan` writes a distributed checkpoint instead, with every rank of a process group calling this.
         trust_pickle: open the metadata of a distributed checkpoint, a pickle, with a reader that admits DCP's own classes alone.
         config: the config.json of a source that has none beside it.
-        measure: such as `outgrow.models.measure.measured`, for the receipt.
+        measure: such as `outgrow.models.measure.measured`, which puts the logit difference into the receipt; nothing is measured if None.
         operators, families: what is known, your own among it.
 
     Raises:
@@ -80,6 +82,28 @@ def grow(
     made.refuse_untrained()
     grow_directory(found, Path(target), made, max_shard_bytes, optimizer, dtype, overwrite, form, measure=measure)
     return made
+
+
+def verify(
+    target: str | Path,
+    source: str | Path,
+    *,
+    trust_pickle: bool = False,
+    config: str | Path | None = None,
+    families: Iterable[Arch] = FAMILIES,
+) -> int:
+    """Proves that every byte of a grown checkpoint is what its stored plan makes of its source; returns how many tensors were compared.
+
+    Args:
+        target: a directory that `grow` wrote.
+        source, trust_pickle, config, families: as for `grow`.
+
+    Raises:
+        OutgrowError: the first difference, named: a source that is another, a config, a tensor.
+    """
+    families = tuple(families)
+    before = open_checkpoint(local(str(source)), families, trust_pickle, Path(config) if config else None)
+    return verified(open_checkpoint(Path(target), families, trust_pickle), before)
 
 
 def grow_state(growth: GrowthPlan, weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,6 +118,15 @@ def grow_moments(growth: GrowthPlan, moments: Mapping[str, Any], *, squares: boo
     """Grown optimizer moments, name -> array: first moments or momentum, or second moments with `squares`.
 
     Each has memory of its own, since optimizers change moments in place.
+
+    Args:
+        growth: the plan.
+        moments: of the source's parameters, by their names on disk, in their shapes.
+        squares: they are Adam's second moments.
+        policy: `carry`, or `fresh-new`, which gives them to what was there before and not to copies.
+
+    Raises:
+        OutgrowError: a parameter without a moment, or a plan through which no law moves them.
     """
     grown = Grown(growth, rows_of(moments))
     states = ((name, grown.state(name, "square" if squares else "gradient", policy)) for name in grown.tensors)

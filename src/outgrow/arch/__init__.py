@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from outgrow.arch.counts import Counts, flops_per_token, parameter_counts, step_flops
+from outgrow.arch.counts import Counts, flops_per_token, parameter_counts, positions, step_flops
 from outgrow.arch.gemma import GEMMA2
 from outgrow.arch.gpt2 import GPT2
 from outgrow.arch.gpt_neox import GPT_NEOX
@@ -21,7 +21,7 @@ FAMILIES: tuple[Arch, ...] = (LLAMA, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, OLMO2, GPT
 
 __all__ = [
     "FAMILIES", "LLAMA", "Arch", "Axis", "Config", "Counts", "Space", "Spec", "Tensor",
-    "arch_for", "flops_per_token", "parameter_counts", "parse", "size_of", "step_flops",
+    "arch_for", "flops_per_token", "parameter_counts", "parse", "positions", "size_of", "step_flops",
 ]  # fmt: skip
 
 

@@ -29,6 +29,12 @@ class Counts:
         return self.total - self.embedding
 
 
+def positions(config: Config) -> int | None:
+    """Tokens that a model takes at once, as its config says; None where it does not."""
+    keys = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+    return next((value for key in keys if type(value := config.get(key)) is int and value > 0), None)
+
+
 def parameter_counts(arch: Arch, config: Config) -> Counts:
     """Counts the parameters of a config without building anything."""
     sizes = arch.sizes(config)

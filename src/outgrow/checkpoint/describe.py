@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from outgrow.arch import Arch, Config, flops_per_token, parameter_counts
+from outgrow.arch import Arch, Config, flops_per_token, parameter_counts, positions
 from outgrow.checkpoint.huggingface import Checkpoint
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.growth.plan import FRESH, GrowthPlan, connection_rate
@@ -15,9 +15,10 @@ from outgrow.growth.plan import FRESH, GrowthPlan, connection_rate
 CONTEXT = 2048  # tokens, where a config does not say how much it was trained with
 
 
-def checkpoint_facts(checkpoint: Checkpoint, context: int = CONTEXT) -> dict[str, Any]:
-    """Name -> value: family, sizes, parameters, FLOPs per token at a context, dtypes, files, lineage."""
+def checkpoint_facts(checkpoint: Checkpoint, context: int | None = None) -> dict[str, Any]:
+    """Name -> value: family, sizes, parameters, FLOPs per token at a context (what the config says if none), dtypes, files, lineage."""
     arch, config = checkpoint.arch, checkpoint.config
+    context = context or positions(config) or CONTEXT
     counts = parameter_counts(arch, config)
     lineage = read_lineage(checkpoint.directory)
     dtypes = Counter(stored.entry.dtype for stored in checkpoint.tensors.values())
@@ -91,8 +92,7 @@ def _costs(arch: Arch, before: Config, grown: Arch, after: Config) -> Iterator[s
     old, new = parameter_counts(arch, before), parameter_counts(grown, after)
     yield _change("parameters", old.total, new.total)
     yield _change("non-embedding parameters", old.non_embedding, new.non_embedding)
-    trained = arch.get(before, "max_position_embeddings")
-    context = trained if isinstance(trained, int) and trained > 0 else CONTEXT
+    context = positions(before) or CONTEXT
     flops = flops_per_token(arch, before, context), flops_per_token(grown, after, context)
     yield _change(f"training FLOPs per token at context {context}", *flops)
 

@@ -121,8 +121,8 @@ def sample(
     print("\n\n".join(f"--- {number}\n{text}" for number, text in enumerate(texts, 1)) if count > 1 else texts[0])
 
 
-@app.command(name="diagnose")
-def diagnose_(
+@app.command()
+def diagnose(
     checkpoints: Annotated[list[str], typer.Argument(help="Checkpoint directories or hub ids; several of one run show how copies part.")],
     documents: Annotated[int, typer.Option(min=0, help="Held-out documents on which each layer is skipped in turn; 0 skips none.")] = 20,
     no_ranks: Annotated[bool, typer.Option("--no-ranks", help="Leave out effective ranks, whose cost is cubic in the width.")] = False,
@@ -140,12 +140,12 @@ def diagnose_(
     from dataclasses import asdict
 
     from outgrow.checkpoint.hub import local
-    from outgrow.evaluation.skipped import held_out
+    from outgrow.evaluation.skipped import first_held_out
     from outgrow.lab import diagnosing
 
     refuse_picture(figure)
     names = list(dict.fromkeys(checkpoints))
-    texts = held_out(corpus or ["python"], documents, share_of(validation_share)) if documents else []
+    texts = first_held_out(corpus or ["python"], documents, share_of(validation_share)) if documents else []
     found = {
         short: diagnosing.diagnose_with(local(name), texts, not no_ranks, batch_size, device=device, dtype=dtype, tokenizer=tokenizer)
         for short, name in zip(names if as_json else short_names(names), names, strict=True)

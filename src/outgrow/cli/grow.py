@@ -118,13 +118,9 @@ def verify(
     config: ConfigFile = None,
 ) -> None:
     """Prove that every tensor of a grown checkpoint is, byte for byte, what its stored plan makes of its source."""
-    from outgrow.checkpoint.hub import local
-    from outgrow.checkpoint.huggingface import open_checkpoint
-    from outgrow.checkpoint.verify import verify as verified
+    from outgrow import api
 
-    families = families_of(family_file)
-    after, before = open_checkpoint(target, families, trust_pickle), open_checkpoint(local(source), families, trust_pickle, config)
-    count = verified(after, before)
+    count = api.verify(target, source, trust_pickle=trust_pickle, config=config, families=families_of(family_file))
     print(f"{target}: all {count} tensors are what the plan makes of {source}")
 
 
@@ -197,7 +193,7 @@ def check(
 @app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="A checkpoint directory, a safetensors file or a hub id.")],
-    context: Annotated[int, typer.Option(min=1, help="Tokens of context for the FLOPs.")] = 2048,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of context for the FLOPs; what the config says if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     family_file: FamilyFile = None,
     trust_pickle: TrustPickle = False,

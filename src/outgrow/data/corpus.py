@@ -82,6 +82,11 @@ def is_held_out(document: Document, validation_share: float) -> bool:
     return int.from_bytes(document.digest[:4], "big") < int(validation_share * 2**32)
 
 
+def held_out(sources: Sequence[str], validation_share: float, text_key: str = "text") -> Iterator[Document]:
+    """The held-out documents of sources, in order."""
+    return (document for document in read(sources, text_key) if is_held_out(document, validation_share))
+
+
 def split(found: Iterable[Document], validation_share: float) -> tuple[list[Document], list[Document]]:
     """(training, validation) documents."""
     sides: tuple[list[Document], list[Document]] = ([], [])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from outgrow.data.corpus import content_hash, is_held_out, read
+from outgrow.data.corpus import Document, content_hash, held_out
 from outgrow.errors import OutgrowError
 from outgrow.evaluation.code_tasks import make_questions
 from outgrow.evaluation.suite import presets, read_task_file
@@ -51,13 +51,12 @@ def write_tasks(
     """
     digests: list[bytes] = []
 
-    def held_out() -> Any:
-        for document in read(sources, text_key):
-            if is_held_out(document, validation_share):
-                digests.append(document.digest)
-                yield document
+    def seen() -> Iterator[Document]:
+        for document in held_out(sources, validation_share, text_key):
+            digests.append(document.digest)
+            yield document
 
-    made = make_questions(held_out(), count)
+    made = make_questions(seen(), count)
     if not made["code_text"]:
         raise OutgrowError(f"none of the documents of {', '.join(sources)} is held out; give more text or a larger --validation-share")
     kept = {task: records for task, records in made.items() if records}
@@ -78,7 +77,7 @@ def made_tasks(
     cache: Path, sources: Sequence[str] = ("python",), count: int = COUNT, validation_share: float = VALIDATION_SHARE
 ) -> Path:  # fmt: skip
     """The directory of such tasks under `cache`, written if it is not there; a corpus that changed gets another."""
-    digests = {document.digest for document in read(sources) if is_held_out(document, validation_share)}
+    digests = {document.digest for document in held_out(sources, validation_share)}
     directory = cache / f"code-tasks-{content_hash(digests)[:10]}-{count}-{validation_share:g}-{VERSION}"
     if not directory.is_dir():
         write_tasks(sources, directory, count, validation_share)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from outgrow.data.corpus import Document, is_held_out, read
+from outgrow.data.corpus import Document, held_out, read
 from outgrow.errors import OutgrowError
 from outgrow.evaluation.model import Opened
 
@@ -96,7 +96,7 @@ def corpus_loss(
     found: dict[str, Sums] = {}
     whole = Sums()
     for source in sources:
-        texts = (one for one in read([source], text_key) if validation_share is None or is_held_out(one, validation_share))
+        texts = read([source], text_key) if validation_share is None else held_out([source], validation_share, text_key)
         before = whole.documents
         for document, nats, tokens in _scored(opened, islice(texts, documents), batch_size):
             size = len(document.text.encode())

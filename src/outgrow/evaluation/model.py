@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from outgrow.arch import positions
 from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.config import hash_of
@@ -23,7 +24,6 @@ from outgrow.files import file_hash, read_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _UNSAID = 2048  # tokens, where a config does not say how many it takes
 
 
@@ -142,11 +142,10 @@ def _prefix(tokenizer: Any, directory: Path) -> int:
 
 
 def _context(config: Any, asked: int | None) -> int:
-    known = [getattr(config, name) for name in _LENGTHS if isinstance(getattr(config, name, None), int) and getattr(config, name) > 0]
-    longest = known[0] if known else _UNSAID
-    if asked and known and asked > longest:
+    longest = positions(config.to_dict())
+    if asked and longest and asked > longest:
         raise OutgrowError(f"--context {asked:,} is more than the {longest:,} tokens that the model takes at once; ask for fewer")
-    return asked or longest
+    return asked or longest or _UNSAID
 
 
 def _device(name: str | None) -> torch.device:

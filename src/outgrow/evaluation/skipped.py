@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from outgrow.data.corpus import Document, is_held_out, read
+from outgrow.data.corpus import Document, held_out
 from outgrow.errors import OutgrowError
 from outgrow.evaluation.loss import mean_loss
 from outgrow.evaluation.model import Opened
@@ -24,9 +24,9 @@ def skipped_losses(opened: Opened, documents: Sequence[Document], batch_size: in
     return whole, found
 
 
-def held_out(sources: Sequence[str], count: int, validation_share: float = 0.04) -> list[Document]:
+def first_held_out(sources: Sequence[str], count: int, validation_share: float) -> list[Document]:
     """The first held-out documents of a corpus."""
-    found = list(islice((one for one in read(sources) if is_held_out(one, validation_share)), count))
+    found = list(islice(held_out(sources, validation_share), count))
     if not found:
         raise OutgrowError(f"no document of {', '.join(sources)} is held out; give more text, or a larger --validation-share")
     return found

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from outgrow.arch import arch_for, parameter_counts
-from outgrow.lab.advise import MEMORY, Advice, Hardware, Plan, recipe_file, settings_of, short
+from outgrow.lab.advise import Advice, Hardware, Plan, recipe_file, settings_of, short
 from outgrow.scaling.shapes import with_layers
 from outgrow.scaling.strategies import Expected
-from outgrow.training.loop import PEAKS
+from outgrow.training.accelerators import ACCELERATORS
 
 
 def advice_lines(advice: Advice, directory: Path | None) -> Iterator[str]:
@@ -27,7 +27,7 @@ def advice_lines(advice: Advice, directory: Path | None) -> Iterator[str]:
     yield f"budget: {short(budget.tokens)} tokens, {budget.tokens / budget.size:.1f} a parameter; {batch}"
     yield f"6ND: {6 * budget.size * budget.tokens:.3g} FLOPs; those below count what multiplies, the head among it, and attention"
     if machine:
-        peak = f"{PEAKS[machine.kind] / 1e12:,.0f} TFLOP/s"
+        peak = f"{ACCELERATORS[machine.kind].flops / 1e12:,.0f} TFLOP/s"
         yield f"machine: {machine.count} x {machine.kind} at {machine.mfu:.0%} of {peak} (the MFU is given, not measured)"
     yield ""
     yield from _table(advice)
@@ -101,7 +101,8 @@ def _table(advice: Advice) -> Iterator[str]:
     if any(plan.strategy.expected and not plan.strategy.expected.at_equal_loss for plan in advice.plans):
         yield "* at equal tokens, and not at equal loss"
     if machine and not all(map(advice.fits, advice.plans)):
-        yield f"! more than the {MEMORY[machine.kind] / 1e9:,.0f} GB of a {machine.kind}: take more ranks, or a smaller micro_batch_tokens"
+        has = f"{ACCELERATORS[machine.kind].bytes / 1e9:,.0f} GB of a {machine.kind}"
+        yield f"! more than the {has}: take more ranks, or a smaller micro_batch_tokens"
 
 
 def _warnings(advice: Advice, plan: Plan) -> Iterator[str]:
@@ -109,7 +110,7 @@ def _warnings(advice: Advice, plan: Plan) -> Iterator[str]:
     yield from plan.strategy.warnings
     if advice.hardware and not advice.fits(plan):
         kind = advice.hardware.kind
-        needs, has = f"{plan.rank_bytes / 1e9:,.1f} GB on each rank", f"{MEMORY[kind] / 1e9:,.0f} GB"
+        needs, has = f"{plan.rank_bytes / 1e9:,.1f} GB on each rank", f"{ACCELERATORS[kind].bytes / 1e9:,.0f} GB"
         yield f"it needs {needs}, and a {kind} has at most {has}: take more of them"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from outgrow.arch import positions
 from outgrow.config import parse, suggestion
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
@@ -19,13 +20,12 @@ from outgrow.lab.runs import first_token, model_of
 from outgrow.lab.table import Pilot, pilot_mixing, pilots
 from outgrow.scaling.shapes import target_config, with_layers
 from outgrow.scaling.strategies import Budget, Evidence, Expected, Strategy, advised_factor, budget_of, growth_share, strategies
-from outgrow.training.loop import PEAKS
+from outgrow.training.accelerators import ACCELERATORS
 from outgrow.training.refusals import problems
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 MOST_MICRO_TOKENS = 8192  # per rank and forward pass
 CONTEXT = 2048  # tokens of a sequence that are planned with
-MEMORY = {"H200": 141e9, "H100": 80e9, "A100": 80e9, "B200": 192e9}  # bytes of each kind's largest
 TOKEN_BYTES = 2  # on disk, of vocabularies up to 65,536; 4 above
 
 
@@ -39,7 +39,7 @@ class Hardware:
 
     def hours(self, flops: float) -> float:
         """Accelerator hours, over all of them."""
-        return flops / (PEAKS[self.kind] * self.mfu) / 3600
+        return flops / (ACCELERATORS[self.kind].flops * self.mfu) / 3600
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Advice:
 
     def fits(self, plan: Plan) -> bool:
         """Does a rank's memory hold a plan, as far as that is known?"""
-        return not self.hardware or plan.rank_bytes <= MEMORY[self.hardware.kind]
+        return not self.hardware or plan.rank_bytes <= ACCELERATORS[self.hardware.kind].bytes
 
 
 def advise(
@@ -120,8 +120,7 @@ def advise(
     given = read_json(target) if target else None
     if target and not isinstance(given, dict):
         raise OutgrowError(f"'{target}' must hold a JSON object, a model's config.json")
-    most = (given or {}).get("max_position_embeddings") or (given or {}).get("n_positions")
-    context = context or min(CONTEXT, most if isinstance(most, int) else CONTEXT)
+    context = context or min(CONTEXT, positions(given or {}) or CONTEXT)
     config = dict(given) if given else target_config(wanted or 0, vocab, context)
     machine = _hardware(hardware, mfu)
     budget = budget_of(config, quantity(tokens, "--tokens"), context, wanted, round(quantity(batch, "--batch")) if batch else None)
@@ -221,8 +220,8 @@ def _hardware(text: str | None, mfu: float) -> Hardware | None:
     if text is None:
         return None
     kind, _, count = text.partition(":")
-    if kind.upper() not in PEAKS:
-        raise OutgrowError(f"unknown accelerator '{kind}'{suggestion(kind.upper(), PEAKS)}")
+    if kind.upper() not in ACCELERATORS:
+        raise OutgrowError(f"unknown accelerator '{kind}'{suggestion(kind.upper(), ACCELERATORS)}")
     if not (count or "1").isdecimal() or int(count or "1") < 1:
         raise OutgrowError(f"--hardware takes a kind and how many, such as h200:64, not '{text}'")
     return Hardware(kind.upper(), int(count or "1"), mfu)

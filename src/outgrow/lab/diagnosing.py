@@ -35,7 +35,7 @@ def diagnose_with(
 
 def diagnoses_of(outcome: Outcome) -> dict[str, Diagnosis]:
     """Name -> diagnosis of a comparison's checkpoints, first seed; empty where none are kept, as in a clone of its records."""
-    from outgrow.evaluation.skipped import held_out
+    from outgrow.evaluation.skipped import first_held_out
 
     comparison, seed, last = outcome.comparison, outcome.seeds[0], max(outcome.comparison.budgets)
     grown = outcome.result(comparison.trunk("grown", seed)).directory
@@ -45,9 +45,8 @@ def diagnoses_of(outcome: Outcome) -> dict[str, Diagnosis]:
         f"{arm}, annealed": latest_checkpoint(outcome.result(comparison.branch(arm, seed, last)).directory) for arm in ("grown", "scratch")
     }
     there = {name: place for name, place in {**named, **ends}.items() if place}
-    documents = (
-        held_out([comparison.data.corpus], DOCUMENTS, comparison.data.validation_share) if there and not comparison.data.sources else []
-    )
+    data = comparison.data
+    documents = first_held_out([data.corpus], DOCUMENTS, data.validation_share) if there and not data.sources else []
     return {name: diagnose_with(place, documents if name in ends else []) for name, place in there.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from outgrow.arch import positions
 from outgrow.checkpoint.huggingface import CONFIG
 from outgrow.checkpoint.ranks import leads
 from outgrow.errors import OutgrowError
@@ -13,7 +14,7 @@ from outgrow.training.loop import Evaluate
 from outgrow.training.record import EVALUATED, Row
 
 ERROR = "_stderr"
-_FALLING = ("perplexity", "bits_per_byte")  # metrics that are better when they are lower, by how their names end
+_FALLING = ("perplexity", "bits_per_byte", "brier_score", "ter")  # metrics that are better when they are lower, by how their names end
 
 
 def evaluator(run: RunConfig, root: Path) -> Evaluate | None:
@@ -46,8 +47,8 @@ def evaluator(run: RunConfig, root: Path) -> Evaluate | None:
     loaded = harness.load_tasks(suite, made)
 
     def evaluate(directory: Path) -> Row:
-        positions = read_json(directory / CONFIG).get("max_position_embeddings")
-        context = run.data.context if positions is None or run.data.context <= positions else None
+        most = positions(read_json(directory / CONFIG))
+        context = run.data.context if most is None or run.data.context <= most else None
         found = results.evaluate(directory, suite, loaded, settings.limit, settings.batch_size, context=context)
         return {name: value for task, result in found.items() for name, value in fields(task, result).items()}
 

@@ -19,6 +19,7 @@ from outgrow.checkpoint.ranks import leads, world
 from outgrow.data.packed import Batches, Packed, validation_batches
 from outgrow.errors import DivergedError, Interrupted, OutgrowError
 from outgrow.files import write_json
+from outgrow.training.accelerators import ACCELERATORS
 from outgrow.training.config import RunConfig
 from outgrow.training.distributed import device, local, mean_and_any, own_rows, wait
 from outgrow.training.origin import Origin
@@ -38,8 +39,6 @@ from outgrow.training.schedule import share_of_peak
 from outgrow.training.state import Clock, state_of
 
 Evaluate = Callable[[Path], Row]  # checkpoint directory -> such fields
-# FLOPs per second of dense bf16 products that makers state, by a part of the device's name
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12}
 
 
 class Observer(Protocol):
@@ -193,7 +192,7 @@ def _speed(run: Run, seconds: float) -> dict[str, float]:
     """Tokens per second, and, where the device's peak is known, the share of it that model FLOPs are."""
     speed = run.config.batch_tokens / seconds
     name = torch.cuda.get_device_name() if device().type == "cuda" else ""
-    peak = next((peak for part, peak in PEAKS.items() if part in name), None)
+    peak = next((one.flops for part, one in ACCELERATORS.items() if part in name), None)
     known = {"mfu": speed * run.flops_per_token / (peak * world())} if peak else {}
     return {"tokens_per_second": speed, **known}
 

@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from outgrow.arch import Config, arch_for
+from outgrow.arch import Config, arch_for, positions
 from outgrow.checkpoint.ranks import world
 from outgrow.data.packed import Batches, Packed
 from outgrow.errors import OutgrowError
 from outgrow.models.build import empty
 from outgrow.training.config import RunConfig, first_token
-
-_POSITIONS = ("max_position_embeddings", "n_positions")
 
 
 def refuse(config: RunConfig, model: Config, first: int, packed: Packed | None = None, ranks: int | None = None) -> None:
@@ -87,9 +85,9 @@ def _of_the_model(config: RunConfig, model: Config) -> Iterator[str]:
     sizes = arch.sizes(model)
     if unknown := sorted(set(config.optimizer.tuned_at or {}) - set(sizes)):
         yield f"optimizer.tuned_at names the space '{unknown[0]}'; the model has {', '.join(sizes)}"
-    positions = next((model[key] for key in _POSITIONS if isinstance(model.get(key), int)), math.inf)
-    if config.data.context > positions:
-        yield f"data.context ({config.data.context:,}) is more than the {positions:,} positions that the model has; lower it"
+    most = positions(model)
+    if most is not None and config.data.context > most:
+        yield f"data.context ({config.data.context:,}) is more than the {most:,} positions that the model has; lower it"
     built = {name for name, _ in empty(model).named_parameters()}
     if odd := sorted(built ^ set(arch.shapes(model))):
         yield (
