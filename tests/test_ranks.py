@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import outgrow
-from outgrow.errors import OutgrowError
+from outgrow.errors import Interrupted, OutgrowError
 from outgrow.lab.recipe import read_runs
 from outgrow.lab.runs import execute, in_order, place
 from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig
@@ -161,6 +161,20 @@ train()
 """
     guarded = run.model_copy(update={"save_every": 3 * BATCH, "spike": SpikeConfig(action="roll back")})
     assert prints_on_ranks(code, guarded, tmp_path / "run", packed) == [str(6 * BATCH)] * 2
+
+
+def test_ranks_open_the_checkpoint_that_the_first_one_sees(run, packed, tmp_path):  # noqa: F811
+    """Over a network the other may list the folder as it was before."""
+    kept = run.model_copy(update={"save_every": 3 * BATCH, "keep_last": 3, "spike": SpikeConfig(action="roll back")})
+    with pytest.raises(Interrupted):
+        train(kept, tmp_path / "run", packed, None, Observer(stop_after=8))
+    code = """
+from outgrow.training import run as opening
+from outgrow.training.record import checkpoints
+opening.latest_checkpoint = lambda directory: checkpoints(directory)[-1 if leads() else 0]
+print(opening.open_run(config, Path(sys.argv[2]), open_packed(Path(sys.argv[3])), None).clock.tokens)
+"""
+    assert prints_on_ranks(code, kept, tmp_path / "run", packed) == [str(8 * BATCH)] * 2
 
 
 def test_ranks_wait_for_one_that_works_alone(run, packed, tmp_path):  # noqa: F811

@@ -65,10 +65,7 @@ def telling(group: Any = None) -> Generator[Callable[[Path], None], None, None]:
     def tell(place: Path | None) -> None:
         nonlocal done
         done = True
-        if world() > 1:
-            from torch import distributed
-
-            distributed.broadcast_object_list([place and str(place)], group=group)
+        told(group, place)
 
     try:
         yield tell
@@ -77,10 +74,12 @@ def telling(group: Any = None) -> Generator[Callable[[Path], None], None, None]:
             tell(None)
 
 
-def told(group: Any = None) -> Path | None:
-    """Where rank 0 says to write."""
+def told(group: Any = None, place: Path | None = None) -> Path | None:
+    """Which place rank 0 says, on every rank; its own `place` is what it says."""
+    if world() == 1:
+        return place
     from torch import distributed
 
-    place: list[str | None] = [None]
-    distributed.broadcast_object_list(place, group=group)
-    return Path(place[0]) if place[0] else None
+    said = [place and str(place)]
+    distributed.broadcast_object_list(said, group=group)
+    return Path(said[0]) if said[0] else None

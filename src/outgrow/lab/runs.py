@@ -18,7 +18,7 @@ from outgrow.arch import Config, arch_for, step_flops
 from outgrow.checkpoint.grow import grow_directory
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import read_lineage
-from outgrow.checkpoint.ranks import leads, world
+from outgrow.checkpoint.ranks import leads, told, world
 from outgrow.data.config import DataConfig
 from outgrow.data.packed import Packed, prepare
 from outgrow.errors import OutgrowError
@@ -244,7 +244,7 @@ def differences(before: Any, after: Any, name: str = "") -> list[str]:
 def _in_place(run: RunConfig, directory: Path, before: Run | None) -> Origin | None:
     """The parent grown where it lies, if it is still in memory at the right clock and its plan allows that."""
     start = run.start
-    if not (before and start and start.run and start.operator) or latest_checkpoint(directory):
+    if not (before and start and start.run and start.operator) or told(place=latest_checkpoint(directory)):
         return None
     if before.config.identity() != start.run.identity() or before.clock.tokens != first_token(run):
         return None
@@ -400,7 +400,7 @@ def _start(run: RunConfig, root: Path) -> Path | Origin | None:
         return source
     grown = place(run, root) / GROWN
     plan = _plan(run.start, read_json(source / "config.json"))
-    if latest_checkpoint(place(run, root)) and not grown.is_dir() and can_grow_in_place(plan, run.start.optimizer):
+    if told(place=latest_checkpoint(place(run, root))) and not grown.is_dir() and can_grow_in_place(plan, run.start.optimizer):
         return already_grown(plan, read_lineage(source))
     if leads() and not grown.is_dir():
         if _is_untrained(plan):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from outgrow.arch import arch_for, flops_per_token, step_flops
-from outgrow.checkpoint.ranks import leads, world
+from outgrow.checkpoint.ranks import leads, told, world
 from outgrow.data.packed import Packed
 from outgrow.errors import OutgrowError
 from outgrow.files import mend
@@ -81,7 +81,7 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
         start = from_directory(start) if start else from_seed(resolved(config.model or {}), config.seed)
     origin = start.lineage
     first = origin.tokens
-    latest = latest_checkpoint(directory)
+    latest = told(place=latest_checkpoint(directory))  # over a network a rank may see the folder as it was a while ago
     source = from_directory(latest) if latest else start
     model_config = dict(source.config)
     refuse(config, model_config, first, packed)
