@@ -15,9 +15,10 @@ from typing import Any
 from outgrow.config import parse
 from outgrow.errors import OutgrowError
 from outgrow.files import write_json
+from outgrow.lab.ancestry import in_order
 from outgrow.lab.comparison import Arm, Comparison
 from outgrow.lab.demo import BUILT_IN, open_comparison
-from outgrow.lab.runs import in_order, read_result
+from outgrow.lab.runs import read_result
 from outgrow.lab.watch import execute_all
 
 # (question, arm, path of the setting in the recipe, values)

@@ -11,8 +11,8 @@ import pytest
 from outgrow.arch import LLAMA, arch_for, parameter_counts, step_flops
 from outgrow.errors import OutgrowError
 from outgrow.lab.advise import advise, quantity
+from outgrow.lab.ancestry import model_of
 from outgrow.lab.recipe import read_runs
-from outgrow.lab.runs import model_of
 from outgrow.lab.table import Ended, pilot_mixing, pilots, read_ended, rows
 from outgrow.lab.tiny import TINY
 from outgrow.scaling.shapes import PAPER_SHAPES, growth_factors, target_config, with_layers

@@ -33,11 +33,13 @@ from outgrow.evaluation.model import open_model, weights_hash
 from outgrow.evaluation.sample import sample
 from outgrow.evaluation.suite import presets, read_suite
 from outgrow.growth.operators import make_plan
+from outgrow.lab.ancestry import in_order
 from outgrow.lab.comparison import Comparison
 from outgrow.lab.evaluating import evaluator
+from outgrow.lab.execute import execute
 from outgrow.lab.outcome import read_outcome
 from outgrow.lab.report import write_report
-from outgrow.lab.runs import execute, in_order, read_result
+from outgrow.lab.runs import read_result
 from outgrow.lab.speedup import equal_accuracy
 from outgrow.lab.tiny import TINY, write_tiny
 from outgrow.training.config import EvaluateConfig, RunConfig
@@ -534,7 +536,7 @@ def test_a_resumed_run_neither_repeats_nor_loses_evaluations(run, tmp_path, step
 
 
 def test_a_run_killed_while_it_evaluates_evaluates_again(run, tmp_path, monkeypatch):
-    from outgrow.lab import runs as lab_runs
+    from outgrow.lab import execute as lab_execute
 
     execute(run, tmp_path / "whole", Observer())
     real = evaluator(run, tmp_path / "killed")
@@ -545,7 +547,7 @@ def test_a_run_killed_while_it_evaluates_evaluates_again(run, tmp_path, monkeypa
         return real(directory)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lab_runs, "evaluator", lambda run, root: killed)
+        patch.setattr(lab_execute, "evaluator", lambda run, root: killed)
         with pytest.raises(KeyboardInterrupt):
             execute(run, tmp_path / "killed", Observer())
     execute(run, tmp_path / "killed", Observer())

@@ -20,7 +20,9 @@ from outgrow.errors import Interrupted, OutgrowError
 from outgrow.growth.fresh import masked
 from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
-from outgrow.lab.runs import GROWN, execute, final_checkpoint, flops_before, own_flops, place
+from outgrow.lab.ancestry import flops_before, own_flops
+from outgrow.lab.execute import execute
+from outgrow.lab.runs import GROWN, final_checkpoint, place
 from outgrow.models.masks import make_masks
 from outgrow.training.config import LearnConfig, OptimizerConfig, RunConfig, Start
 from outgrow.training.maps import learn_maps, learning_flops

@@ -16,11 +16,13 @@ from outgrow.config import load, parse
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
+from outgrow.lab.ancestry import flops_before, in_order, lineage, own_flops
 from outgrow.lab.comparison import Comparison
 from outgrow.lab.demo import BUILT_IN, open_comparison
+from outgrow.lab.execute import execute
 from outgrow.lab.outcome import cost, read_outcome
 from outgrow.lab.report import sentence, write_report
-from outgrow.lab.runs import execute, final_checkpoint, finished, flops_before, flops_done, in_order, lineage, own_flops, place, read_result
+from outgrow.lab.runs import final_checkpoint, finished, flops_done, place, read_result
 from outgrow.lab.speedup import SpeedUp, equal_loss, flops_at, interval, over_seeds
 from outgrow.lab.watch import Watch, execute_all
 from outgrow.training.config import RunConfig, ScheduleConfig, Start

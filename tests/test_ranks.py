@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM
 
 import outgrow
 from outgrow.errors import Interrupted, OutgrowError
+from outgrow.lab.ancestry import in_order
+from outgrow.lab.execute import execute
 from outgrow.lab.recipe import read_runs
-from outgrow.lab.runs import execute, in_order, place
+from outgrow.lab.runs import place
 from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig
 from outgrow.training.loop import train
 from outgrow.training.record import latest_checkpoint, read_rows

@@ -22,9 +22,11 @@ from outgrow.arch import LLAMA, arch_for
 from outgrow.data.packed import prepare
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.growth.operators import make_plan
+from outgrow.lab.ancestry import in_order, model_of
 from outgrow.lab.budget import need_of
+from outgrow.lab.execute import _alone, differences, execute, refuse_early
 from outgrow.lab.recipe import changed, find_recipe, read_runs
-from outgrow.lab.runs import _alone, differences, execute, in_order, model_of, place, refuse_early
+from outgrow.lab.runs import place
 from outgrow.lab.submit import executor
 from outgrow.lab.track import trackers
 from outgrow.models.build import empty, resolved

@@ -147,7 +147,8 @@ def test_the_held_out_loss_weighs_every_sequence_alike(run, packed, tmp_path):
 
 
 def test_a_run_rewarms_what_is_new_step_by_step(grow_on, tmp_path):
-    from outgrow.lab.runs import GROWN, execute, final_checkpoint, place
+    from outgrow.lab.execute import execute
+    from outgrow.lab.runs import GROWN, final_checkpoint, place
 
     root = tmp_path / "runs"
     plain, warm = (grow_on("stack(factor=2)", tokens=21 * BATCH, optimizer="carry", **more) for more in ({}, {"rewarm_tokens": 4 * BATCH}))
@@ -172,7 +173,8 @@ def test_data_that_was_left_out_stays_left_out_for_what_starts_there(run, packed
 
 
 def test_masks_open_over_a_tenth_of_the_run_and_in_proportion(grow_on, tmp_path):
-    from outgrow.lab.runs import execute, place
+    from outgrow.lab.execute import execute
+    from outgrow.lab.runs import place
     from outgrow.models.masks import Masks
     from outgrow.training.state import BEHIND_MASKS
 
@@ -369,7 +371,7 @@ def test_figures_of_seeds():
 
 
 def test_a_sweep_goes_on_below_its_lower_edge(tmp_path):
-    from outgrow.lab.campaign import MOST_RATES, sweep
+    from outgrow.lab.sweep import MOST_RATES, sweep
 
     from .test_study import made_up, nano
 
@@ -597,10 +599,10 @@ def test_what_a_run_cost_is_worked_out_by_hand(outcome):
 
 def test_what_is_left_is_told_in_hours_of_what_was_seen(tmp_path):
 
-    from outgrow.lab.campaign import wanted
+    from outgrow.lab.ancestry import own_flops
     from outgrow.lab.findings import state_lines
     from outgrow.lab.records import Records
-    from outgrow.lab.runs import own_flops
+    from outgrow.lab.sweep import wanted
 
     from .test_study import made_up, nano, power
 

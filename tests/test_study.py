@@ -18,16 +18,18 @@ import yaml
 from outgrow.arch import arch_for, step_flops
 from outgrow.config import parse
 from outgrow.errors import OutgrowError
-from outgrow.lab.campaign import MOST_RATES, complete, run_study, sweep, wanted
+from outgrow.lab.ancestry import lineage, model_of
+from outgrow.lab.campaign import run_study
 from outgrow.lab.figures import Figure, Series, as_plotly, save_figures
 from outgrow.lab.findings import findings, rank_correlation
 from outgrow.lab.records import Record, Records, diverged_record
-from outgrow.lab.runs import first_token, lineage, model_of
 from outgrow.lab.speedup import bootstrap, bound, loss_at
 from outgrow.lab.studies import Studied, budget_table, main_table, quoted, read_studies, sentences, sweep_table
 from outgrow.lab.study import Scale, Study, open_study, trial
 from outgrow.lab.study_figures import best_instants, curves, fitted_laws, pictures
 from outgrow.lab.study_page import fit_rows
+from outgrow.lab.sweep import MOST_RATES, complete, sweep, wanted
+from outgrow.training.config import first_token
 
 from .recipes import write
 

@@ -20,7 +20,7 @@ from outgrow.config import parse, read_yaml
 from outgrow.data.config import DataConfig
 from outgrow.data.packed import prepare
 from outgrow.errors import Interrupted, OutgrowError
-from outgrow.lab.runs import own_flops
+from outgrow.lab.ancestry import own_flops
 from outgrow.lab.tiny import TINY
 from outgrow.training import state
 from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, Start

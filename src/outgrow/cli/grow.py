@@ -143,7 +143,7 @@ def learn(
     from outgrow.config import load, parse
     from outgrow.data.config import DataConfig
     from outgrow.files import write_json
-    from outgrow.lab.runs import learned_plan
+    from outgrow.lab.execute import learned_plan
     from outgrow.training.config import LearnConfig
 
     checkpoint = open_checkpoint(source)
@@ -173,7 +173,7 @@ def check(
     With --family-file and --source, first say what the family's table lacks against the checkpoint's files. Exits with 1 where a
     measurement does not back a claim, and where an operator that is named is refused everywhere.
     """
-    from outgrow.lab.checks import check_everything, check_family_file
+    from outgrow.lab.check_page import check_everything, check_family_file
 
     if knob and len(operator or ()) != 1:
         raise OutgrowError("--knob is a knob of a single operator; give one --operator")

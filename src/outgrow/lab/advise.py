@@ -14,13 +14,14 @@ from outgrow.arch import positions
 from outgrow.config import parse, suggestion
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
+from outgrow.lab.ancestry import model_of
 from outgrow.lab.budget import need_of
 from outgrow.lab.recipe import Recipe
-from outgrow.lab.runs import first_token, model_of
 from outgrow.lab.table import Pilot, pilot_mixing, pilots
 from outgrow.scaling.shapes import target_config, with_layers
 from outgrow.scaling.strategies import Budget, Evidence, Expected, Strategy, advised_factor, budget_of, growth_share, strategies
 from outgrow.training.accelerators import ACCELERATORS
+from outgrow.training.config import first_token
 from outgrow.training.refusals import problems
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}

@@ -8,9 +8,9 @@ from typing import Any
 
 from outgrow.arch import arch_for, parameter_counts
 from outgrow.errors import OutgrowError
-from outgrow.lab.runs import first_token, model_of, own_flops
+from outgrow.lab.ancestry import model_of, own_flops
 from outgrow.models.build import empty
-from outgrow.training.config import RunConfig
+from outgrow.training.config import RunConfig, first_token
 from outgrow.training.refusals import problems
 
 STATE_BYTES = {"adamw": 16, "muon": 12}  # a parameter in fp32, its gradient, and its moments

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from outgrow.config import load
+from outgrow.lab.ancestry import in_order
 from outgrow.lab.comparison import Comparison
 from outgrow.lab.outcome import Outcome, cost, read_outcome
 from outgrow.lab.report import sentence, write_report
-from outgrow.lab.runs import finished, in_order
+from outgrow.lab.runs import finished
 from outgrow.lab.speedup import over_seeds
 from outgrow.lab.watch import execute_all
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, median, stdev
 
-from outgrow.lab.campaign import Sweep, chosen_trials, sweep, wanted
+from outgrow.lab.ancestry import lineage, own_flops, same_budget
 from outgrow.lab.records import Record, Records
-from outgrow.lab.runs import lineage, own_flops, same_budget
 from outgrow.lab.speedup import Curve, OverSeeds, bound, equal_loss, interval, over_seeds
 from outgrow.lab.study import Arm, Scale, Study, Trial, budgets_of, trial
+from outgrow.lab.sweep import Sweep, chosen_trials, sweep, wanted
 
 PROTOCOLS = ("annealed", "un-annealed")
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from outgrow.arch import Counts, arch_for, flops_per_token, parameter_counts
 from outgrow.files import read_json
+from outgrow.lab.ancestry import in_order, lineage, model_of, own_flops
 from outgrow.lab.comparison import Arm, Comparison
 from outgrow.lab.evaluating import ERROR, falls
-from outgrow.lab.runs import ENVIRONMENT, Result, in_order, lineage, model_of, own_flops, place, read_result, require_text
+from outgrow.lab.runs import ENVIRONMENT, Result, place, read_result, require_text
 from outgrow.lab.speedup import Curve, SpeedUp, equal_accuracy, equal_loss
 from outgrow.training.config import RunConfig
 from outgrow.training.record import EVALUATED, Row

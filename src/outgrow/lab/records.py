@@ -15,7 +15,8 @@ from outgrow.arch import arch_for, flops_per_token, parameter_counts
 from outgrow.config import hash_of
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
-from outgrow.lab.runs import ENVIRONMENT, Result, model_of, parent_of
+from outgrow.lab.ancestry import model_of, parent_of
+from outgrow.lab.runs import ENVIRONMENT, Result
 from outgrow.lab.speedup import Curve
 from outgrow.training.config import RunConfig
 

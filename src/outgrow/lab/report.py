@@ -9,6 +9,7 @@ from statistics import mean, stdev
 
 from outgrow.arch import arch_for
 from outgrow.files import read_json
+from outgrow.lab.ancestry import parent_of
 from outgrow.lab.comparison import Arm
 from outgrow.lab.diagnosing import diagnoses_of, figures, recoveries_of, sentences
 from outgrow.lab.evaluating import ERROR, shown
@@ -16,7 +17,6 @@ from outgrow.lab.figures import RED, Figure, Series, as_plotly
 from outgrow.lab.outcome import ARMS, Outcome, cost
 from outgrow.lab.page import write_page
 from outgrow.lab.recovery import Recovery
-from outgrow.lab.runs import parent_of
 from outgrow.lab.speedup import Curve, OverSeeds, over_seeds
 from outgrow.training.record import EVALUATED
 

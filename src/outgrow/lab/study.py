@@ -18,7 +18,7 @@ from outgrow.arch import arch_for
 from outgrow.config import Settings, load, parse, suggestion
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError
-from outgrow.lab.runs import in_order
+from outgrow.lab.ancestry import in_order
 from outgrow.models.build import ModelConfig
 from outgrow.scaling.shapes import with_layers
 from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, Start

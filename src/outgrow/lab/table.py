@@ -15,11 +15,12 @@ from outgrow.arch import Counts, arch_for, parameter_counts
 from outgrow.config import parse
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
+from outgrow.lab.ancestry import lineage, model_of, same_budget
 from outgrow.lab.records import Record, Records
-from outgrow.lab.runs import CONFIG, finished, first_token, lineage, model_of, read_result, same_budget
+from outgrow.lab.runs import CONFIG, finished, read_result
 from outgrow.lab.speedup import Curve, equal_loss, interval
 from outgrow.scaling.growth import Mixing, mixing_tokens
-from outgrow.training.config import RunConfig
+from outgrow.training.config import RunConfig, first_token
 from outgrow.training.schedule import share_of_peak
 
 LOW = 0.15  # of its peak: a rate that ends below has been annealed

@@ -17,19 +17,9 @@ from rich.text import Text
 
 from outgrow.checkpoint.ranks import leads
 from outgrow.data.packed import prepare
-from outgrow.lab.runs import (
-    Result,
-    clock_of,
-    execute,
-    finished,
-    flops_before,
-    flops_done,
-    in_order,
-    own_flops,
-    place,
-    read_result,
-    refuse_early,
-)
+from outgrow.lab.ancestry import flops_before, in_order, own_flops
+from outgrow.lab.execute import execute, refuse_early
+from outgrow.lab.runs import Result, clock_of, finished, flops_done, place, read_result
 from outgrow.lab.track import Tracker, trackers
 from outgrow.training.config import RunConfig
 from outgrow.training.distributed import wait
