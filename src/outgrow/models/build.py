@@ -87,9 +87,16 @@ def materialise(model: Any, device: torch.device) -> None:
 
 def _refusal(config: Mapping[str, Any], error: Exception) -> OutgrowError:
     """What transformers says of a config; values that it does not check it stumbles over where it uses them, most of them texts."""
-    texts = [f"{key} '{value}'" for key, value in config.items() if isinstance(value, str) and key != "model_type"]
+    usual = _texts(CONFIG_MAPPING[config["model_type"]]().to_dict())
+    texts = [f"{key} '{value}'" for key, value in _texts(config).items() if usual.get(key) != value]
     used = "" if isinstance(error, (AssertionError, StrictDataclassError)) or not texts else f", with {', '.join(texts)}"
     return OutgrowError(f"transformers refuses the model: {' '.join(str(error).split()) or 'its sizes do not fit'}{used}")
+
+
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """The values that are texts, those of tables in the config among them."""
+    inside = (pair for table in config.values() if isinstance(table, Mapping) for pair in table.items())
+    return {key: value for key, value in (*config.items(), *inside) if isinstance(value, str)}
 
 
 def initial(config: Mapping[str, Any], seed: int) -> Callable[[str], torch.Tensor]:
