@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 
 
 class Settings(BaseModel):
@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise OutgrowError(f"there is no file '{path}'") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OutgrowError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from None
+        raise OutgrowError(f"'{path}' is not YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise OutgrowError(f"'{path}' must hold keys and values, such as 'tokens: 1000000'")
     return content

@@ -11,3 +11,8 @@ class DivergedError(OutgrowError):
 
 class Interrupted(Exception):
     """A run was asked to stop and has saved itself; the message says how to go on."""
+
+
+def one_line(error: BaseException, most: int = 240) -> str:
+    """What a library says of an error, on one line of so many characters at most; its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

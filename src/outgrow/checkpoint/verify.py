@@ -40,7 +40,7 @@ def verify(target: Path | Checkpoint, source: Path | Checkpoint) -> int:
         raise OutgrowError(f"the weight files of '{before.directory}' are not those that '{after.directory}' was grown from: hashes differ")
     _same_config(after, plan)
     refuse_other_ties(after)
-    dtype, policy = _dtype(after, before, plan), cast("Policy", receipt.optimizer or "reset")
+    dtype, policy = _dtype(after, before), cast("Policy", receipt.optimizer or "reset")
     if after.names:
         return _compare_distributed(distributed_layout(before, plan, after.names, policy, dtype), after.held)
     compared = 0
@@ -60,7 +60,7 @@ def verify(target: Path | Checkpoint, source: Path | Checkpoint) -> int:
     return compared
 
 
-def _dtype(after: Checkpoint, before: Checkpoint, plan: GrowthPlan) -> str | None:
+def _dtype(after: Checkpoint, before: Checkpoint) -> str | None:
     """The one type that all weights were stored as, if growth was told one; None where each kept its own."""
     kinds = {stored.entry.dtype for stored in after.tensors.values()}
     own = {stored.entry.dtype for stored in before.tensors.values()}

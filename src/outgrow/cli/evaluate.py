@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import BatchSize, ContextOf, Corpora, Device, Dtype, Runs, Share, TokenizerOf, share_of
+from outgrow.cli.options import AsJson, BatchSize, ContextOf, Corpora, Device, Dtype, Runs, Share, TextKey, TokenizerOf, share_of
 from outgrow.cli.show import print_table, refuse_picture, short_names, told, without_nan
 from outgrow.errors import OutgrowError
 
@@ -30,7 +30,7 @@ def evaluate(
     validation_share: Share = 0.04,
     runs: Runs = Path("runs"),
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Let task files run the Python that lies beside them.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness on checkpoints, side by side; results are kept in evaluation/ beside the weights.
 
@@ -68,13 +68,13 @@ def loss(
     everything: Annotated[bool, typer.Option("--all", help="Read all documents, not the held-out ones alone.")] = False,
     documents: Annotated[int | None, typer.Option(min=1, help="Of each corpus, at most; all if not given.")] = None,
     by_file: Annotated[bool, typer.Option("--by-file", help="One row a file, and not one a corpus.")] = False,
-    text_key: Annotated[str, typer.Option(help="Where the text is in jsonl, parquet and hub records.")] = "text",
+    text_key: TextKey = "text",
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: Dtype = "auto",
     tokenizer: TokenizerOf = None,
     context: ContextOf = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure loss and bits per byte on the held-out documents of any text, by source, with standard errors over documents."""
     from outgrow.checkpoint.hub import local
@@ -134,7 +134,7 @@ def diagnose(
     tokenizer: TokenizerOf = None,
     output: Annotated[Path | None, typer.Option(help="A page (HTML) with all figures.")] = None,
     figure: Annotated[Path | None, typer.Option(help="The figures as PNG, SVG or PDF.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what growth left in checkpoints, layer by layer: size, effective rank, likeness of copies, what each layer adds to the loss."""
     from dataclasses import asdict

@@ -11,6 +11,7 @@ import typer
 
 from outgrow.cli.app import app
 from outgrow.cli.options import (
+    AsJson,
     ConfigFile,
     Factor,
     FamilyFile,
@@ -194,7 +195,7 @@ def check(
 def inspect(
     path: Annotated[str, typer.Argument(help="A checkpoint directory, a safetensors file or a hub id.")],
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of context for the FLOPs; what the config says if not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     family_file: FamilyFile = None,
     trust_pickle: TrustPickle = False,
     config: ConfigFile = None,

@@ -46,6 +46,13 @@ Corpora = Annotated[
 ]
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TextKey = Annotated[str, typer.Option("--text-key", help="Where the text is in jsonl, parquet and hub records.")]
+Sources = Annotated[list[str], typer.Argument(help="python, site-packages, files, folders, hub data sets as hf:owner/name[:config].")]
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe of stages, or one run (YAML).")]
+Folder = Annotated[Path, typer.Option("--folder", help="Where studies, scales and results lie.")]
+
+
 def pair(text: str, option: str) -> tuple[str, str]:
     """The two sides of NAME=VALUE."""
     name, equals, value = text.partition("=")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import Comparison, Factor, Page, Runs, SlurmOptions, pairs, seeds_of
+from outgrow.cli.options import AsJson, Comparison, Factor, Folder, Page, Runs, SlurmOptions, pairs, seeds_of
 from outgrow.cli.show import refuse_picture
 from outgrow.errors import OutgrowError
 
@@ -20,7 +20,7 @@ def study(
     scale: Annotated[str, typer.Option(help="A scale of the folder, such as nano, micro or small, or a file (YAML).")] = "nano",
     seeds: Annotated[int, typer.Option(min=1, help="How many, 0 and up; three or more give an interval.")] = 3,
     runs: Annotated[Path | None, typer.Option(help="Where runs and their checkpoints are kept; runs/SCALE if not given.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where studies, scales and results lie.")] = Path("studies"),
+    folder: Folder = Path("studies"),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run on a CPU.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="slurm, or local: every run a job of submitit.")] = None,
@@ -63,7 +63,7 @@ def report(
     ] = None,
     output: Page = None,
     scale: Annotated[str, typer.Option(help="The scale of the studies.")] = "nano",
-    folder: Annotated[Path, typer.Option(help="Where studies, scales and results lie.")] = Path("studies"),
+    folder: Folder = Path("studies"),
     pictures: Annotated[Path | None, typer.Option(help="Where figures of studies go too, as PNG and SVG for papers.")] = None,
     against: Annotated[str | None, typer.Option(help="An arm with which all others are compared, in place of what the study says.")] = None,
 ) -> None:
@@ -104,7 +104,7 @@ def fit(
     grid: Annotated[bool, typer.Option("--grid", help="L-BFGS from Hoffmann's 4,500 starts in place of variable projection.")] = False,
     output: Annotated[Path | None, typer.Option(help="A page (HTML) with tables and residual plots.")] = None,
     figure: Annotated[Path | None, typer.Option(help="The plots as PNG, SVG or PDF.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fit a law to runs: coefficients, 95% intervals, outliers, residual plots.
 
@@ -141,7 +141,7 @@ def advise(
     batch: Annotated[str | None, typer.Option(help="Tokens of a step, such as 512K; the paper's 2,097,152, fewer in short runs.")] = None,
     data: Annotated[str, typer.Option(help="The directory of prepared text that the recipes read.")] = "prepared-text",
     output: Annotated[Path | None, typer.Option(help="A directory for the recipes, one a strategy.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Plan a target: scratch, G_stack, late expansion and gradual stacking side by side, with costs, evidence and recipes."""
     from outgrow.lab import advice

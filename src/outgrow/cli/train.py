@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import DEFAULT_TRACK, Changes, Comparison, Page, Runs, Seeds, SlurmOptions, Track, pairs, seeds_of
+from outgrow.cli.options import DEFAULT_TRACK, Changes, Comparison, Page, RecipeFile, Runs, Seeds, SlurmOptions, Track, pairs, seeds_of
 from outgrow.errors import OutgrowError
 
 
@@ -30,7 +30,7 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe of stages, or one run (YAML).")],
+    recipe: RecipeFile,
     runs: Runs = Path("runs"),
     change: Changes = None,
     track: Track = None,
@@ -64,7 +64,7 @@ def train(
 
 @app.command()
 def submit(
-    recipe: Annotated[Path, typer.Argument(help="A recipe of stages, or one run (YAML).")],
+    recipe: RecipeFile,
     runs: Runs = Path("runs"),
     change: Changes = None,
     track: Track = None,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 
 Texts = Iterator[tuple[str | None, int]]
 _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
@@ -54,7 +54,7 @@ def whole(path: Path, text_key: str) -> Texts:
     except OutgrowError:
         raise
     except Exception as error:
-        raise OutgrowError(f"'{path}' cannot be read ({' '.join(str(error).split())}); get the file again") from None
+        raise OutgrowError(f"'{path}' cannot be read ({one_line(error)}); get the file again") from None
     yield text, path.stat().st_size
 
 
@@ -71,7 +71,7 @@ def lines(path: Path, text_key: str) -> Texts:
     except OutgrowError:
         raise
     except Exception as error:  # a damaged file: each compression and UTF-8 have their own words for it
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise OutgrowError(f"'{path}' cannot be read after line {number} ({reason}); get the file again") from None
 
 
@@ -105,7 +105,7 @@ def hub(name: str, text_key: str) -> Texts:
     except OutgrowError:
         raise
     except Exception as error:  # what fails is the network's, the hub's or the data set's own, each with its own classes
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise OutgrowError(
             f"the hub data set '{name}' cannot be read ({reason}); check its name and the network, or give local files"
         ) from None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 from outgrow.files import read_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -117,9 +117,7 @@ def _open(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise OutgrowError(
-            f"'{path}' is not a tokenizer ({' '.join(str(error).split())}); give a tokenizer.json of the tokenizers library"
-        ) from None
+        raise OutgrowError(f"'{path}' is not a tokenizer ({one_line(error)}); give a tokenizer.json of the tokenizers library") from None
 
 
 def _end(tokenizer: Tokenizer, settings: dict[str, Any], path: Path) -> str:

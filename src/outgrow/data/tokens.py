@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 from outgrow.files import file_hash, read_json, write_json
 
 Row = NDArray[np.integer[Any]]
@@ -141,7 +141,7 @@ def _open(path: Path, tokens: int) -> Row:
     except FileNotFoundError:
         raise _damaged(path, "it is missing") from None
     except (ValueError, EOFError, OSError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from None
+        raise _damaged(path, one_line(error)) from None
     if shard.shape != (tokens,):
         raise _damaged(path, f"it has {shard.size:,} tokens and the manifest says {tokens:,}")
     return shard

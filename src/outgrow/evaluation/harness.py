@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 from outgrow.evaluation.local_tasks import files_hash, read_task
 from outgrow.evaluation.model import Opened
 from outgrow.evaluation.suite import FILE_ENDINGS, Code, Suite, TaskChoice, read_task_file
@@ -202,7 +202,7 @@ def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool)
         ) from None
     except Exception as error:  # the hub's, the network's and the data set's own classes
         if file:
-            why = "its data is empty" if isinstance(error, StopIteration) else _reason(error.__cause__ or error)
+            why = "its data is empty" if isinstance(error, StopIteration) else one_line(error.__cause__ or error)
             raise OutgrowError(f"the task file '{file}' cannot be loaded: {why}") from None
         raise _no_data(manager, choice, error) from None
     groups, tasks = loaded["groups"], loaded["tasks"]
@@ -224,10 +224,6 @@ def _loaded(manager: Any, spec: Any) -> Any:
         return manager.load([{"task": spec, **converted}])
     except ValueError:  # the conversion calls the only part of a data set 'default'
         return manager.load([{"task": spec, "dataset_name": "default", **converted}])
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _runs_code(settings: Any) -> bool:
@@ -258,7 +254,7 @@ def _no_data(manager: Any, choice: TaskChoice, error: Exception) -> OutgrowError
     entry = manager.task_index.get(choice.task)
     name = (entry.cfg or {}).get("dataset_path") if entry else None
     name = name or (said[1] if said else None)
-    reason = _reason(error)
+    reason = one_line(error)
     if not name:
         return OutgrowError(f"the task '{choice.name}' cannot be loaded: {reason}")
     return OutgrowError(

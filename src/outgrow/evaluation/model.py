@@ -19,7 +19,7 @@ from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.config import hash_of
 from outgrow.data.tokenizer import open_encoder
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 from outgrow.files import file_hash, read_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -80,7 +80,7 @@ def open_model(
             directory, dtype=chosen, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
-        raise OutgrowError(f"transformers cannot open '{directory}': {_first(error)}") from None
+        raise OutgrowError(f"transformers cannot open '{directory}': {one_line(error)}") from None
     if odd := next((name for name, value in model.named_parameters() if not bool(value.isfinite().all())), None):
         raise OutgrowError(
             f"'{odd}' of '{directory}' holds what is no number, so nothing can be measured; give a checkpoint from before that"
@@ -129,7 +129,7 @@ def _tokenizer(folder: Path, trained: bool) -> Any:
             folder, local_files_only=True, trust_remote_code=False, split_special_tokens=trained
         )
     except Exception as error:  # tokenizer libraries raise what they like
-        raise OutgrowError(f"the tokenizer in '{folder}' cannot be opened ({_first(error)}); give another, --tokenizer DIR") from None
+        raise OutgrowError(f"the tokenizer in '{folder}' cannot be opened ({one_line(error)}); give another, --tokenizer DIR") from None
 
 
 def _prefix(tokenizer: Any, directory: Path) -> int:
@@ -158,7 +158,3 @@ def _device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise OutgrowError(f"--device {name} is asked for and torch finds none; leave it out, or install torch for it") from None
     return found
-
-
-def _first(error: Exception) -> str:
-    return " ".join(str(error).split())[:240] or type(error).__name__

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from outgrow.config import Settings, parse, read_yaml, suggestion
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 
 PRESETS = Path(str(resources.files("outgrow.evaluation"))) / "presets.yaml"
 FILE_ENDINGS = (".yaml", ".yml")
@@ -109,7 +109,7 @@ def read_task_file(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(text, Loader=_Plain)
     except yaml.YAMLError as error:
-        raise OutgrowError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from None
+        raise OutgrowError(f"'{path}' is not YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise OutgrowError(f"'{path}' is neither a suite, with 'tasks', nor a task of lm-evaluation-harness")
     return content

@@ -15,7 +15,7 @@ from rich.progress import track
 from outgrow.arch import Arch, arch_for
 from outgrow.checkpoint.huggingface import stored_tensors
 from outgrow.config import suggestion
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 from outgrow.extensions import checkpoint_problems
 from outgrow.files import read_json
 from outgrow.growth.operators import Operator
@@ -75,7 +75,7 @@ def check_family_file(
     try:
         tiny_source(json.dumps(tried, sort_keys=True))
     except Exception as error:  # transformers does not know the model, or lacks what it needs, and raises what it likes
-        reason = f"transformers cannot run a model of its config: {' '.join(str(error).split())[:200]}"
+        reason = f"transformers cannot run a model of its config: {one_line(error)}"
         if operators:
             raise OutgrowError(f"'{operators[0]}' was not tried: {reason}") from None
         print(f"the table alone was checked, and no operator: {reason}")

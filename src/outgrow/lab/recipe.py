@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from outgrow.config import Settings, parse, read_yaml, told
 from outgrow.data.config import DataConfig
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 from outgrow.models.build import ModelConfig
 from outgrow.training.config import EvaluateConfig, LearnConfig, OptimizerConfig, RunConfig, ScheduleConfig, SpikeConfig, Start
 from outgrow.training.schedule import share_of_peak
@@ -100,7 +100,7 @@ class Recipe(Settings):
         """Why the trunk has not its full rate where a branch leaves it; empty where it has."""
         stages = zip(self.stages, self._begins(), strict=True)
         stage, begun = next((stage, begun) for stage, begun in stages if branch.at <= begun + stage.tokens)
-        share = share_of_peak(self._schedule(stage, begun), branch.at, 0, begun, self.tokens)
+        share = share_of_peak(self._schedule(begun), branch.at, 0, begun, self.tokens)
         if share < 1:
             return f"its learning rate is {share:.3g} of its peak"
         if stage.rate == "rewarm-new" and stage.grow and branch.at < begun + self.schedule.warmup_tokens:
@@ -121,7 +121,7 @@ class Recipe(Settings):
         for number, (stage, begin) in enumerate(zip(self.stages, self._begins(), strict=True), 1):
             begun: dict[str, Any] = {"start": self._growth(runs[-1], stage)} if runs else {"model": self.model}
             name = self.name if len(self.stages) == 1 else f"{self.name}-stage{number}"
-            runs.append(self._run(name, begin + stage.tokens, stage, self._schedule(stage, begin), **begun))
+            runs.append(self._run(name, begin + stage.tokens, stage, self._schedule(begin), **begun))
         return runs
 
     def _begins(self) -> list[int]:
@@ -146,8 +146,8 @@ class Recipe(Settings):
             unmask_tokens=stage.unmask_tokens,
         )  # fmt: skip
 
-    def _schedule(self, stage: Stage, begin: int) -> ScheduleConfig:
-        """The whole recipe's schedule as a stage that begins at a clock sees it.
+    def _schedule(self, begin: int) -> ScheduleConfig:
+        """The whole recipe's schedule as the stage that begins at a clock sees it.
 
         It begins with the last stage that restarted it, or the first, and ends with the recipe. Where `schedule.end` says how far off its
         end lies, a restart moves that too.
@@ -200,7 +200,7 @@ def changed(content: Any, change: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise OutgrowError(f"--set {name}: '{text}' is not YAML: {' '.join(str(error).split())}") from None
+        raise OutgrowError(f"--set {name}: '{text}' is not YAML: {one_line(error)}") from None
     return _with(content, name.split("."), value, name)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 
 _FOR_EVER = 10**9  # times that a job is queued again when it is out of time; submitit's own 3 would leave a long run half-way
 
@@ -93,7 +93,7 @@ def executor(cluster: str, logs: Path, nodes: int, ranks: int, hours: float, opt
     try:
         made = submitit.AutoExecutor(folder=logs, cluster=cluster, slurm_max_num_timeout=_FOR_EVER)
     except (RuntimeError, ValueError) as error:  # no such cluster, or none here
-        raise OutgrowError(f"there is no cluster '{cluster}' here ({' '.join(str(error).split())}); use --cluster local or slurm") from None
+        raise OutgrowError(f"there is no cluster '{cluster}' here ({one_line(error)}); use --cluster local or slurm") from None
     shape = {"nodes": nodes, "tasks_per_node": ranks, "timeout_min": max(1, round(hours * 60))}
     if cluster == "slurm":
         shape |= {"gpus_per_node": ranks, **{f"slurm_{name}": value for name, value in options.items()}}

@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE, Checkpoint, open_checkpoint
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 from outgrow.files import read_json
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.exact import exact_logits, exact_model
@@ -46,9 +46,9 @@ def measured(source: Checkpoint, target: Path, plan: GrowthPlan, most_bytes: int
     try:
         before, after = (_logits(directory, tokens) for directory in (source.directory, target))
     except StrictDataclassError as error:  # what was grown, or the source, has sizes that transformers refuses
-        return {"not measured": f"transformers refuses it: {' '.join(str(error).split())[:200]}"}
+        return {"not measured": f"transformers refuses it: {one_line(error)}"}
     except Exception as error:  # transformers does not know the model, or lacks what it needs, and raises what it likes
-        return {"not measured": f"transformers cannot run it: {' '.join(str(error).split())[:200]}"}
+        return {"not measured": f"transformers cannot run it: {one_line(error)}"}
     difference, deviation = float((before - after).abs().max()), float(before.std())
     if plan.claims.preserves and all(stage.claims.preserves for stage in plan.stages):
         stored = (*source.tensors.values(), *open_checkpoint(target, (plan.grown_arch,)).tensors.values())
