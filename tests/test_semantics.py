@@ -378,7 +378,7 @@ def test_a_sweep_goes_on_below_its_lower_edge(tmp_path):
     study, scale = nano("operators")
     only = study.model_copy(update={"arms": {"scratch": study.arms["scratch"]}})
     falling = made_up(only, scale, tmp_path / "edge.jsonl", lambda arm, seed, rate, run, flops: 5 + rate, seeds=1)
-    found = sweep(only, scale, "scratch", falling)
+    found = sweep(only, scale, "scratch", 1, falling)
     assert found.best == min(found.losses) == min(scale.rates) / 2 ** (MOST_RATES - len(scale.rates))
 
 

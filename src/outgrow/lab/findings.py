@@ -79,7 +79,7 @@ def findings(study: Study, scale: Scale, seeds: int, records: Records) -> list[F
     """What the records say of every arm."""
     found = {name: _curves(study, scale, name, seeds, records) for name in study.arms}
     lost = {name: [one for one in chosen_trials(study, scale, name, seeds, records) if _diverged(one, records)] for name in study.arms}
-    return [_finding(study, scale, name, records, found, lost) for name in study.arms]
+    return [_finding(study, scale, name, seeds, records, found, lost) for name in study.arms]
 
 
 def state_lines(study: Study, scale: Scale, seeds: int, records: Records) -> Iterator[str]:
@@ -87,13 +87,19 @@ def state_lines(study: Study, scale: Scale, seeds: int, records: Records) -> Ite
     yield f"{study.name}: {study.asks}"
     known, unknown = list[Record](), list[str]()
     for name in study.arms:
-        tried = sweep(study, scale, name, records)
+        tried = sweep(study, scale, name, seeds, records)
         whole = chosen_trials(study, scale, name, seeds, records)
         ends = records.of(branch for one in whole for branch in one.branches.values())
-        known += _records_of(study, scale, name, tried, whole, records)
+        known += _records_of(study, scale, name, seeds, tried, whole, records)
         unknown += [name] if tried.lacking else []
         rates = ", ".join(f"{rate:g}: {'diverged' if math.isinf(loss) else f'{loss:.4f}'}" for rate, loss in sorted(tried.losses.items()))
-        best = f"best {tried.best:g}" if tried.best else f"{len(tried.lacking)} rates to try" if tried.lacking else "diverges at every rate"
+        best = (
+            f"best {tried.best:g}"
+            if tried.best
+            else f"{len(tried.lacking)} trials of rates to run"
+            if tried.lacking
+            else "diverges at every rate"
+        )
         yield f"  {name:<16} rates {rates or '-'}; {best}; {len(ends)} of {len(budgets_of(study.arms[name], scale)) * seeds} annealed ends"
     left = {run.identity(): run for run in wanted(study, scale, seeds, records)}
     # Arms that are still swept will be run at their best rate too, whichever that is.
@@ -169,8 +175,8 @@ def _constant(one: Trial, records: Records) -> Curve:
 
 
 def _finding(
-    study: Study, scale: Scale, name: str, records: Records, found: dict[str, tuple[list[Trial], list[Curve], list[Curve]]],
-    lost: dict[str, list[Trial]],
+    study: Study, scale: Scale, name: str, seeds: int, records: Records,
+    found: dict[str, tuple[list[Trial], list[Curve], list[Curve]]], lost: dict[str, list[Trial]],
 ) -> Finding:  # fmt: skip
     whole, annealed, constant = found[name]
     other = study.against(name)
@@ -191,8 +197,8 @@ def _finding(
         cut = [(_until(found[other][0][b], found[other][1][b], tokens), _until(whole[a], annealed[a], tokens)) for a, b in pairs]
         speed_up = _figure(cut) if compares and all(len(curve) > 1 for pair in cut for curve in pair) else None
         budgets.append(AtBudget(tokens, mean(end.flops for end in ends), tuple(end.final_loss for end in ends), gap, speed_up))
-    rates = sweep(study, scale, name, records)
-    own = _records_of(study, scale, name, rates, [*whole, *lost[name]], records)
+    rates = sweep(study, scale, name, seeds, records)
+    own = _records_of(study, scale, name, seeds, rates, [*whole, *lost[name]], records)
     diverged = tuple((record.name, record.diverged) for record in own if record.diverged)
     return Finding(
         name, study.arms[name], rates, tuple(whole), tuple(annealed), tuple(constant), tuple(budgets), figures, diverged, tuple(own),
@@ -200,9 +206,11 @@ def _finding(
     )  # fmt: skip
 
 
-def _records_of(study: Study, scale: Scale, name: str, rates: Sweep, whole: Sequence[Trial], records: Records) -> list[Record]:
+def _records_of(
+    study: Study, scale: Scale, name: str, seeds: int, rates: Sweep, whole: Sequence[Trial], records: Records
+) -> list[Record]:  # fmt: skip
     """Of all runs of an arm, the sweep's among them, parents first."""
-    tried = [trial(study, scale, name, 0, rate) for rate in rates.losses]
+    tried = [trial(study, scale, name, seed, rate) for rate in rates.losses for seed in range(seeds if rate in rates.means else 1)]
     return records.of({run.identity(): run for one in [*tried, *whole] for end in one.branches.values() for run in lineage(end)}.values())
 
 

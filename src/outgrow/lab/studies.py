@@ -114,11 +114,11 @@ def budget_table(studied: Studied) -> list[dict[str, str]]:
 
 
 def sweep_table(studied: Studied) -> tuple[list[float], list[tuple[str, list[str], int | None]]]:
-    """Rates, and for every arm its annealed losses at them and which is best."""
+    """Rates, and for every arm its annealed losses at them, the mean over seeds in brackets where one tells too little, and the best."""
     rates = sorted({rate for row in studied.rows for rate in row.sweep.losses})
     rows = list[tuple[str, list[str], int | None]]()
     for row in studied.rows:
-        cells = [_swept(row.sweep.losses.get(rate)) for rate in rates]
+        cells = [_swept(row.sweep.losses.get(rate)) + _over_all(row.sweep.means.get(rate)) for rate in rates]
         rows.append((row.name, cells, rates.index(row.sweep.best) if row.sweep.best else None))
     return rates, rows
 
@@ -194,6 +194,10 @@ def _loss(row: Finding) -> str:
         return "-"
     known = spread(row.end.losses)
     return f"{mean(row.end.losses):.4f}" + ("" if math.isnan(known) else f" ± {known:.4f}")
+
+
+def _over_all(mean_loss: float | None) -> str:
+    return "" if mean_loss is None else f" ({_swept(mean_loss)})"
 
 
 def _swept(loss: float | None) -> str:

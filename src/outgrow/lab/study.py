@@ -36,6 +36,7 @@ class Scale(Settings):
     batch_tokens: int = Field(ge=1)
     micro_batch_tokens: int | None = None
     rates: tuple[float, ...] = Field(min_length=3, description="peak learning rates tried for every arm, rising")
+    close: float = Field(0.01, ge=0, description="nats within which one seed does not tell rates apart, so that all seeds decide")
     optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = Field(0.1, ge=0)
     beta2: float = Field(0.95, ge=0, lt=1)
