@@ -136,7 +136,7 @@ def test_bad_input_is_one_sentence(make_checkpoint, corpus, recipe, tmp_path):
     refused(outgrow("grow", source, tmp_path / "target", "--operator", "stak"), "unknown operator 'stak'; known: stack")
     refused(outgrow("grow", source, tmp_path / "target", "--factor", "1"), "growth factor must be at least 2, not 1")
     refused(outgrow("grow", source, tmp_path / "target", "--max-shard-size", "big"), "--max-shard-size takes a size such as")
-    refused(outgrow("grow", source, tmp_path / "target", "--factor", "x"), "see 'outgrow --help'", status=2)
+    refused(outgrow("grow", source, tmp_path / "target", "--factor", "x"), "see 'outgrow grow --help'", status=2)
     refused(outgrow("grow", source), "target", status=2)
     refused(outgrow("grwo"), "Did you mean 'grow'", status=2)
     refused(outgrow("train", nowhere), "there is no file")

@@ -32,7 +32,8 @@ def main() -> None:
         sys.exit(status)
     except typer.TyperException as error:  # a mistake in the arguments
         said = error.format_message().rstrip(".") if hasattr(error, "format_message") else str(error)  # with the option's name
-        _fail(f"{said}; see 'outgrow --help'", 2)
+        context = getattr(error, "ctx", None)
+        _fail(f"{said.replace('Value error, ', '')}; see '{context.command_path if context else 'outgrow'} --help'", 2)
     except Interrupted as stop:
         _fail(str(stop), INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
