@@ -26,7 +26,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files need not be UTF-8
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="outgrow", standalone_mode=False)
         if status == INTERRUPTED:  # typer turns Ctrl-C into a status
             raise KeyboardInterrupt
         sys.exit(status)
