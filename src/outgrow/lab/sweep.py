@@ -48,7 +48,7 @@ def sweep(study: Study, scale: Scale, arm: str, seeds: int, records: Records) ->
         if math.isinf(losses[best]):
             return Sweep(losses, (), None)
         may_extend = len(rates) < MOST_RATES
-        close = [rate for rate in rates if losses[rate] <= losses[best] + scale.close]
+        close = [rate for rate in rates if rate == best or losses[rate] < losses[best] + scale.close]
         if len(close) > 1 and seeds > 1 and not (may_extend and best in (rates[0], rates[-1])):
             tried = {(rate, seed): _annealed(study, scale, arm, seed, rate, records) for rate in close for seed in range(seeds)}
             known = {key: loss for key, loss in tried.items() if loss is not None}
