@@ -41,7 +41,7 @@ class Finding:
     Attributes:
         name, arm, sweep: it, and the learning rates tried.
         trials: its runs at the best rate, a seed each; those whose records are all there.
-        annealed, constant: protocol's curves, a seed each: (FLOPs, held-out loss) at the ends of branches; along the constant-rate trunks.
+        annealed: the curves of annealed ends, a seed each: (FLOPs, held-out loss).
         budgets: the annealed ends, smallest first.
         speed_ups: protocol -> against the arm it is compared with; None where nothing can be read.
         diverged: names and reasons of runs that did, the sweep's among them.
@@ -55,7 +55,6 @@ class Finding:
     sweep: Sweep
     trials: tuple[Trial, ...]
     annealed: tuple[Curve, ...]
-    constant: tuple[Curve, ...]
     budgets: tuple[AtBudget, ...]
     speed_ups: dict[str, OverSeeds | None]
     diverged: tuple[tuple[str, str], ...]
@@ -77,9 +76,8 @@ class Finding:
 
 def findings(study: Study, scale: Scale, seeds: int, records: Records) -> list[Finding]:
     """What the records say of every arm."""
-    found = {name: _curves(study, scale, name, seeds, records) for name in study.arms}
-    lost = {name: [one for one in chosen_trials(study, scale, name, seeds, records) if _diverged(one, records)] for name in study.arms}
-    return [_finding(study, scale, name, seeds, records, found, lost) for name in study.arms]
+    known = {name: _known(study, scale, name, seeds, records) for name in study.arms}
+    return [_finding(study, scale, name, seeds, records, known) for name in study.arms]
 
 
 def state_lines(study: Study, scale: Scale, seeds: int, records: Records) -> Iterator[str]:
@@ -88,18 +86,13 @@ def state_lines(study: Study, scale: Scale, seeds: int, records: Records) -> Ite
     known, unknown = list[Record](), list[str]()
     for name in study.arms:
         tried = sweep(study, scale, name, seeds, records)
-        whole = chosen_trials(study, scale, name, seeds, records)
+        whole = chosen_trials(study, scale, name, seeds, tried.best)
         ends = records.of(branch for one in whole for branch in one.branches.values())
         known += _records_of(study, scale, name, seeds, tried, whole, records)
         unknown += [name] if tried.lacking else []
         rates = ", ".join(f"{rate:g}: {'diverged' if math.isinf(loss) else f'{loss:.4f}'}" for rate, loss in sorted(tried.losses.items()))
-        best = (
-            f"best {tried.best:g}"
-            if tried.best
-            else f"{len(tried.lacking)} trials of rates to run"
-            if tried.lacking
-            else "diverges at every rate"
-        )
+        unsettled = f"{len(tried.lacking)} trials of rates to run" if tried.lacking else "diverges at every rate"
+        best = f"best {tried.best:g}" if tried.best else unsettled
         yield f"  {name:<16} rates {rates or '-'}; {best}; {len(ends)} of {len(budgets_of(study.arms[name], scale)) * seeds} annealed ends"
     left = {run.identity(): run for run in wanted(study, scale, seeds, records)}
     # Arms that are still swept will be run at their best rate too, whichever that is.
@@ -150,12 +143,25 @@ def _standing(row: Finding, protocol: str) -> float | None:
     return figure.speed_up if figure and not figure.beyond else None
 
 
-def _curves(study: Study, scale: Scale, name: str, seeds: int, records: Records) -> tuple[list[Trial], list[Curve], list[Curve]]:
-    """(trials, annealed curves, constant-rate curves) of the seeds whose runs are all recorded."""
-    whole = [one for one in chosen_trials(study, scale, name, seeds, records) if _recorded(one, records)]
+@dataclass(frozen=True)
+class _Known:
+    """What the records have of one arm: its sweep; the trials at its best rate, with both protocols' curves; those that diverged."""
+
+    sweep: Sweep
+    whole: list[Trial]
+    annealed: list[Curve]
+    constant: list[Curve]
+    lost: list[Trial]
+
+
+def _known(study: Study, scale: Scale, name: str, seeds: int, records: Records) -> _Known:
+    tried = sweep(study, scale, name, seeds, records)
+    trials = chosen_trials(study, scale, name, seeds, tried.best)
+    whole = [one for one in trials if _recorded(one, records)]
     ends = [[records[run.identity()] for run in one.branches.values()] for one in whole]
     annealed: list[Curve] = [[(end.flops, end.final_loss) for end in one] for one in ends]
-    return whole, annealed, [_constant(one, records) for one in whole]
+    lost = [one for one in trials if _diverged(one, records)]
+    return _Known(tried, whole, annealed, [_constant(one, records) for one in whole], lost)
 
 
 def _recorded(one: Trial, records: Records) -> bool:
@@ -174,35 +180,31 @@ def _constant(one: Trial, records: Records) -> Curve:
     return records[next(iter(trunks))].curve
 
 
-def _finding(
-    study: Study, scale: Scale, name: str, seeds: int, records: Records,
-    found: dict[str, tuple[list[Trial], list[Curve], list[Curve]]], lost: dict[str, list[Trial]],
-) -> Finding:  # fmt: skip
-    whole, annealed, constant = found[name]
-    other = study.against(name)
-    compares = other != name and not lost[name] and not lost[other]
-    pairs = [(mine, theirs) for mine, one in enumerate(whole) for theirs, two in enumerate(found[other][0]) if one.seed == two.seed]
+def _finding(study: Study, scale: Scale, name: str, seeds: int, records: Records, known: dict[str, _Known]) -> Finding:
+    own, other = known[name], known[study.against(name)]
+    is_baseline = study.against(name) == name
+    compares = not is_baseline and not own.lost and not other.lost
+    pairs = [(mine, theirs) for mine, one in enumerate(own.whole) for theirs, two in enumerate(other.whole) if one.seed == two.seed]
     figures: dict[str, OverSeeds | None] = dict.fromkeys(PROTOCOLS)
     if compares:
-        for protocol, ours, others in (("annealed", annealed, found[other][1]), ("un-annealed", constant, found[other][2])):
+        for protocol, ours, others in (("annealed", own.annealed, other.annealed), ("un-annealed", own.constant, other.constant)):
             curves = [(others[theirs], ours[mine]) for mine, theirs in pairs]
             figures[protocol] = None if any(_is_one_run(*pair) for pair in curves) else _figure(curves)
     budgets = list[AtBudget]()
-    for tokens in whole[0].branches if whole else ():
-        ends = [records[one.branches[tokens].identity()] for one in whole]
-        both = [(whole[a], found[other][0][b]) for a, b in pairs]
+    for tokens in own.whole[0].branches if own.whole else ():
+        ends = [records[one.branches[tokens].identity()] for one in own.whole]
+        both = [(own.whole[a], other.whole[b]) for a, b in pairs]
         losses = [(_loss(one, tokens, records), _loss(two, tokens, records)) for one, two in both]
         gaps = [mine - theirs for mine, theirs in losses if mine is not None and theirs is not None]
         gap = (mean(gaps), interval(gaps)) if gaps and compares else None
-        cut = [(_until(found[other][0][b], found[other][1][b], tokens), _until(whole[a], annealed[a], tokens)) for a, b in pairs]
+        cut = [(_until(other.whole[b], other.annealed[b], tokens), _until(own.whole[a], own.annealed[a], tokens)) for a, b in pairs]
         speed_up = _figure(cut) if compares and all(len(curve) > 1 for pair in cut for curve in pair) else None
         budgets.append(AtBudget(tokens, mean(end.flops for end in ends), tuple(end.final_loss for end in ends), gap, speed_up))
-    rates = sweep(study, scale, name, seeds, records)
-    own = _records_of(study, scale, name, seeds, rates, [*whole, *lost[name]], records)
-    diverged = tuple((record.name, record.diverged) for record in own if record.diverged)
+    recorded = _records_of(study, scale, name, seeds, own.sweep, [*own.whole, *own.lost], records)
+    diverged = tuple((record.name, record.diverged) for record in recorded if record.diverged)
     return Finding(
-        name, study.arms[name], rates, tuple(whole), tuple(annealed), tuple(constant), tuple(budgets), figures, diverged, tuple(own),
-        other == name, tuple(one.seed for one in lost[name]),
+        name, study.arms[name], own.sweep, tuple(own.whole), tuple(own.annealed), tuple(budgets), figures, diverged,
+        tuple(recorded), is_baseline, tuple(one.seed for one in own.lost),
     )  # fmt: skip
 
 

@@ -61,9 +61,8 @@ def sweep(study: Study, scale: Scale, arm: str, seeds: int, records: Records) ->
         rates = [rates[0] / 2, *rates] if best == rates[0] else [*rates, rates[-1] * 2]
 
 
-def chosen_trials(study: Study, scale: Scale, arm: str, seeds: int, records: Records) -> list[Trial]:
-    """An arm's trials at its best rate, one a seed; none before the sweep has settled it."""
-    best = sweep(study, scale, arm, seeds, records).best
+def chosen_trials(study: Study, scale: Scale, arm: str, seeds: int, best: float | None) -> list[Trial]:
+    """An arm's trials at the best rate of its sweep, one a seed; none before the sweep has settled it."""
     return [] if best is None else [trial(study, scale, arm, seed, best) for seed in range(seeds)]
 
 
@@ -71,10 +70,11 @@ def wanted(study: Study, scale: Scale, seeds: int, records: Records) -> list[Run
     """The runs that are to be trained next, with their ancestors, parents first; empty when the study is complete."""
     found: dict[str, RunConfig] = {}
     for arm in study.arms:
-        for rate, seed in sweep(study, scale, arm, seeds, records).lacking:
+        tried = sweep(study, scale, arm, seeds, records)
+        for rate, seed in tried.lacking:
             one = trial(study, scale, arm, seed, rate)
             _want(found, one, [one.branches[max(one.branches)]], records)
-        for one in chosen_trials(study, scale, arm, seeds, records):
+        for one in chosen_trials(study, scale, arm, seeds, tried.best):
             _want(found, one, one.runs(), records)
     return list(found.values())
 
