@@ -108,6 +108,7 @@ class Observer:
     def row(self, row): pass
     def stop(self): return False
 
+sys.stdout = open(1, "w", closefd=False)  # torchrun starts `python -u`, which writes a line in pieces
 torch.set_num_threads(1)
 join_ranks()
 config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
@@ -127,7 +128,7 @@ def prints_on_ranks(code, config, directory, packed):  # noqa: F811
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""},  # a line is written at once
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return sorted(done.stdout.splitlines())
