@@ -389,7 +389,7 @@ def test_gaps_are_of_one_seed(tmp_path):
         ("direct-depth", 1): 4.2,
         ("direct-depth", 2): 5.3,
     }
-    records = made_up(only, scale, tmp_path / "all.jsonl", lambda arm, seed, *a: loss[arm, seed])
+    records = made_up(only, scale, tmp_path / "all.jsonl", lambda arm, seed, rate, *a: loss[arm, seed] + 20 * abs(rate - 0.012))
     some = Records(tmp_path / "some.jsonl")
     for key, record in records.items():
         gone = (record.name.startswith("scratch") and "seed1" in record.name) or (
@@ -537,6 +537,7 @@ def test_a_study_is_trained_killed_gone_on_with_and_reported(folder, tmp_path):
     records = Records(path)
     assert complete(study, scale, 2, records)
     assert "left: 0 runs now, 0 FLOPs" in again.stdout
+    assert "; about 0 min left" in again.stdout
     said = list[str]()
     run_study(study, scale, 2, tmp_path / "runs", records, 1, 1, said.append)
     assert said == []

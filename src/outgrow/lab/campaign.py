@@ -44,7 +44,7 @@ def run_study(
         tell: told what ends.
         submit: hands `(train_one, run, root)` to something else than processes of this machine, and returns a future.
     """
-    commit, began, done = _commit(), time.monotonic(), 0.0
+    commit = _commit()
     records.require_text(prepare(scale.data, root / "data").corpus_hash, f"'{study.name}' would be trained on")
     with _workers(jobs, threads, submit) as start:
         going: dict[Future[str], RunConfig] = {}
@@ -65,15 +65,13 @@ def run_study(
                 run = going.pop(future)
                 record = _ended(run, root, future.result(), commit)
                 records.add(record)
-                done += own_flops(run)
-                rest = sum(own_flops(one) for one in wanted(study, scale, seeds, records))
-                left = rest / done * (time.monotonic() - began)
+                rest = records.seconds(sum(own_flops(one) for one in wanted(study, scale, seeds, records)))
                 says = (
                     f"diverged: {record.diverged}"
                     if record.diverged
                     else f"held-out loss {record.final_loss:.4f} at {record.flops:.3e} FLOPs"
                 )
-                tell(f"{run.name}: {says}; about {left / 60:.0f} min left")
+                tell(f"{run.name}: {says}" + ("" if rest is None else f"; about {rest / jobs / 60:.0f} min left"))
 
 
 def train_one(run: RunConfig, root: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 
 from outgrow.lab.ancestry import lineage, own_flops, same_budget
 from outgrow.lab.records import Record, Records
@@ -100,22 +100,17 @@ def state_lines(study: Study, scale: Scale, seeds: int, records: Records) -> Ite
         run.identity(): run for name in unknown for seed in range(seeds) for run in trial(study, scale, name, seed, scale.rates[0]).runs()
     }
     cost = sum(own_flops(run) for key, run in {**left, **later}.items() if key not in records)
-    speeds = [own / record.seconds for record in records.values() if record.seconds and (own := _own(record))]
-    hours = f", about {cost / median(speeds) / 3600:.1f} hours of one job" if speeds and cost else ""
+    seconds = records.seconds(cost)
+    hours = f", about {seconds / 3600:.1f} hours of one job" if seconds else ""
     done = {record.identity: record for record in known}.values()
     now = {key for key in left if key not in records}
     more = len({key for key in later if key not in records} - now)
     yield (
         f"left: {len(now)} runs now"
         + (f", {more} once rates are chosen" if more else "")
-        + f", {cost:.3g} FLOPs{hours}; done: {len(done)} runs, {sum(map(_own, done)):.3g} FLOPs, "
+        + f", {cost:.3g} FLOPs{hours}; done: {len(done)} runs, {sum(record.own_flops for record in done):.3g} FLOPs, "
         f"{sum(record.seconds for record in done) / 3600:.1f} hours of one job"
     )
-
-
-def _own(record: Record) -> float:
-    """FLOPs of a record's own steps; 0 where it has none."""
-    return record.points[-1][1] - record.points[0][1] if record.points else 0.0
 
 
 def rank_correlation(rows: Sequence[Finding], protocol: str) -> tuple[float, int] | None:

@@ -59,6 +59,11 @@ class Record:
         return self.points[-1][1]
 
     @property
+    def own_flops(self) -> float:
+        """FLOPs of its own steps; 0 where it has none."""
+        return self.points[-1][1] - self.points[0][1] if self.points else 0.0
+
+    @property
     def curve(self) -> Curve:
         """(FLOPs, held-out loss), once anything was spent."""
         return [(flops, loss) for _, flops, loss, _ in self.points if flops]
@@ -112,6 +117,11 @@ class Records(dict[str, Record]):
             self.require_text(told, f"{path}:{number}: '{record.name}' was trained on")
             self[record.identity] = record
         self._whole = sum(map(len, lines))
+
+    def seconds(self, flops: float) -> float | None:
+        """What so many FLOPs take one job, at the median speed of the records; None where they have none."""
+        speeds = [record.own_flops / record.seconds for record in self.values() if record.seconds and record.own_flops]
+        return flops / median(speeds) if speeds else None
 
     def add(self, record: Record) -> None:
         """Keeps a record, on disk at once, and takes over what another study at the same scale has added meanwhile."""

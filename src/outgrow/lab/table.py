@@ -149,13 +149,13 @@ class Way:
         return max((arm.longest for arm in self.rates.values()), key=lambda one: one.run.tokens)
 
     def tuned(self, tokens: int) -> Arm:
-        """At the rate that suits runs of about so many tokens best: that of most seeds, or of the lowest loss of the first one."""
+        """At the rate that suits runs of about so many tokens best: that of most seeds, and of the lowest mean loss over them."""
         near = _nearest(tokens, (one for arm in self.rates.values() for runs in arm.seeds.values() for one in runs))
 
         def merit(arm: Arm) -> tuple[int, float]:
             losses = [next((one.loss for one in runs if one.run.tokens == near.run.tokens), None) for runs in arm.seeds.values()]
             losses = [loss for loss in losses if loss is not None]
-            return len(losses), -losses[0] if losses else -math.inf
+            return len(losses), -mean(losses) if losses else -math.inf
 
         return max(self.rates.values(), key=merit)
 
