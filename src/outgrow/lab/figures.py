@@ -176,10 +176,13 @@ def save_figures(figures: Sequence[Figure], path: Path) -> None:
             turned = {"rotation": 45, "ha": "right"} if figure.long_ticks else {}
             axes.set_xticks(range(len(figure.ticks)), figure.ticks, **turned)
         if figure.in_legend:
-            # Many names would lie over the lines and stand below; those of points of every arm stand above, where no point can be.
-            many = len({one.name for one in figure.series}) > 5
-            above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 3} if figure.ticks else {}
-            where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.18), "ncols": 3} if many else above
-            axes.legend(fontsize=7, frameon=False, **where)
+            axes.legend(fontsize=7, frameon=False, **_legend_place(figure))
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _legend_place(figure: Figure) -> dict[str, Any]:
+    """Below the axes for many names, which would lie over the lines; above them for points of every arm, which leave no room inside."""
+    if len({one.name for one in figure.series}) > 5:
+        return {"loc": "upper left", "bbox_to_anchor": (0, -0.18), "ncols": 3}
+    return {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 3} if figure.ticks else {}
