@@ -487,6 +487,51 @@ def test_what_is_upcycled_says_what_its_family_takes_otherwise(tmp_path):
     assert read_lineage(tmp_path / "many").measured["logit_difference"] < 1e-5
 
 
+@pytest.mark.parametrize("rope", [None, {"rope_type": "default"}])
+def test_upcycling_keeps_the_base_of_a_rope_that_is_not_told(tmp_path, rope):
+    """Llama's is 10,000 and Mixtral's a million."""
+    write_tiny(tmp_path / "old", TINY["llama"], dtype=torch.float32)
+    written = json.loads((tmp_path / "old" / "config.json").read_text())
+    written.pop("rope_theta", None)
+    (tmp_path / "old" / "config.json").write_text(json.dumps({**written, "rope_parameters": rope}))
+    outgrow.grow(tmp_path / "old", tmp_path / "many", "upcycle(experts=2, chosen=1)", measure=measured)
+    assert read_lineage(tmp_path / "many").measured["logit_difference"] < 1e-5
+
+
+def test_a_phi_with_lists_of_rope_factors_grows_as_transformers_takes_it(tmp_path):
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1], "long_factor": [2.0, 2.1]}
+    config = {**TINY["phi3"], "rope_parameters": rope, "original_max_position_embeddings": 8}
+    config.pop("head_dim", None)
+    heads = config["num_attention_heads"]
+    config |= {"hidden_size": 4 * heads}
+    write_tiny(tmp_path / "source", config, dtype=torch.float32)
+    kv = config["num_key_value_heads"]
+    with pytest.raises(outgrow.OutgrowError, match="lists of RoPE factors .* grow hidden and kv by the same factor"):
+        outgrow.grow(tmp_path / "source", tmp_path / "x", f"direct-width(hidden={8 * heads})")
+    outgrow.grow(tmp_path / "source", tmp_path / "wide", f"direct-width(hidden={8 * heads}, kv={2 * kv})", measure=measured)
+    assert read_lineage(tmp_path / "wide").measured["logit_difference"] < 1e-4
+
+
+def test_a_target_that_transformers_refuses_is_not_written(source, tmp_path, monkeypatch):
+    from huggingface_hub.errors import StrictDataclassError
+
+    from outgrow.models import measure
+
+    real = measure._logits
+
+    def refusing(directory, tokens):
+        if directory != source:
+            raise StrictDataclassError("hidden must be even")
+        return real(directory, tokens)
+
+    monkeypatch.setattr(measure, "_logits", refusing)
+    with pytest.raises(
+        outgrow.OutgrowError, match=r"transformers refuses what 'stack' makes of it: hidden must be even; nothing was written"
+    ):
+        outgrow.grow(source, tmp_path / "target", "stack", measure=measured)
+    assert not (tmp_path / "target").exists()
+
+
 def test_more_files_than_may_be_open_are_refused_in_words(source, tmp_path):
     """The limit of this process stands; sixty files are more than one of thirty allows."""
     code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); from outgrow.cli import main; main()"

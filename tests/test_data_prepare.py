@@ -198,6 +198,28 @@ def interrupt(source, target, monkeypatch):
         prepare_sources([str(source)], target, vocab=300, validation_share=0.2, progress=stop)
 
 
+def test_shards_are_on_the_disk_before_the_progress_that_counts_them(source, tmp_path, monkeypatch):
+    """A batch may fill several."""
+    from outgrow.data import packing
+
+    flushed, told = set(), []
+
+    def write_json(path, content):
+        if path.name == packing.PROGRESS and content["tokens"]["training"]:
+            told.append(content["tokens"]["training"])
+            needed = {f"training-{number:05d}.npy" for number in range(-(-told[-1] // 400))}
+            assert needed <= flushed
+            assert path.parent.name in flushed
+        return real(path, content)
+
+    real, flush = packing.write_json, packing.flush
+    monkeypatch.setattr(packing, "write_json", write_json)
+    monkeypatch.setattr(packing, "flush", lambda path: (flush(path), flushed.add(path.name)))
+    prepare_sources([str(source)], tmp_path / "packed", vocab=300, validation_share=0.2, shard_tokens=400)
+    assert told
+    assert told[0] > 800
+
+
 def test_unfinished_work_goes_on_with_the_same_text_and_settings_only(source, tmp_path, monkeypatch):
     target = tmp_path / "out"
     interrupt(source, target, monkeypatch)

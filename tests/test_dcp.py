@@ -200,6 +200,57 @@ def test_a_tied_model_opens_what_was_grown_for_it(tmp_path):
         assert verify(after, tmp_path / "source") == len(after.held)
 
 
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("optimizer.state.model.norm.weight.max_exp_avg_sq", (24,)),
+        ("ema.model.norm.weight", (24,)),
+        ("ema.model.embed_tokens.weight", (53, 24)),
+    ],
+)
+def test_what_no_law_grows_is_not_carried_with_its_old_shape(saved, tmp_path, key, shape):
+    """AMSGrad's maxima, an average of the weights."""
+    held = {name: one.whole() for name, one in read_dcp(saved / "plain", trust_pickle=True).items() if isinstance(one, Chunked)}
+    dcp.save({**held, key: torch.ones(shape), "dataloader.rng": torch.ones(7)}, checkpoint_id=tmp_path / "source")
+    shutil.copy(saved / "plain" / "config.json", tmp_path / "source")
+    options = {"form": "dcp", "trust_pickle": True}
+    with pytest.raises(OutgrowError, match=f"no law says how '{key}' .* grows; .* --optimizer reset"):
+        outgrow.grow(tmp_path / "source", tmp_path / "x", "direct-width(hidden=36)", optimizer="carry", **options)
+    assert not (tmp_path / "x").exists()
+    outgrow.grow(tmp_path / "source", tmp_path / "reset", "direct-width(hidden=36)", **options)
+
+
+def test_groups_of_parameters_by_lists_are_refused_where_new_layers_have_no_place(saved, tmp_path):
+    held = {name: one.whole() for name, one in read_dcp(saved / "plain", trust_pickle=True).items() if isinstance(one, Chunked)}
+    lists = {"state": {}, "param_groups": [{"params": ["model.norm.weight"], "lr": 0.1}, {"params": ["lm_head.weight"], "lr": 0.2}]}
+    dcp.save({**held, "optim": lists}, checkpoint_id=tmp_path / "source")
+    shutil.copy(saved / "plain" / "config.json", tmp_path / "source")
+    with pytest.raises(OutgrowError, match="are lists of parameters, in which new layers have no place; save the optimizer with"):
+        outgrow.grow(tmp_path / "source", tmp_path / "x", "stack", optimizer="carry", form="dcp", trust_pickle=True)
+
+
+@pytest.mark.parametrize("name", ["lm_head.bias", "model.mtp.weight"])
+def test_a_tensor_outside_of_the_layers_that_the_config_does_not_know_is_refused(saved, tmp_path, name):
+    state = load_file(saved / "source" / "model.safetensors")
+    dcp.save({**state, name: torch.ones(3), "freqs_cis": torch.ones(3)}, checkpoint_id=tmp_path / "source")
+    shutil.copy(saved / "plain" / "config.json", tmp_path / "source")
+    for form in ("dcp", "huggingface"):
+        with pytest.raises(OutgrowError, match=f"holds the tensor '{name}', which its config.json does not call for"):
+            outgrow.grow(tmp_path / "source", tmp_path / "x", "stack", form=form, trust_pickle=True)
+
+
+def test_verify_finds_what_the_plan_does_not_make(saved, tmp_path):
+    outgrow.grow(saved / "plain", tmp_path / "grown", "stack", form="dcp", trust_pickle=True)
+    held = {name: one.whole() for name, one in read_dcp(tmp_path / "grown", trust_pickle=True).items()}
+    others = [path for path in (tmp_path / "grown").iterdir() if path.suffix == ".json"]
+    dcp.save({**held, "optimizer.state.model.norm.weight.exp_avg": torch.ones(24)}, checkpoint_id=tmp_path / "more")
+    for path in others:
+        shutil.copy(path, tmp_path / "more")
+    before, after = (open_checkpoint(place, trust_pickle=True) for place in (saved / "plain", tmp_path / "more"))
+    with pytest.raises(OutgrowError, match="'optimizer.state.model.norm.weight.exp_avg' is there, and neither"):
+        verify(after, before)
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------------
 
 

@@ -226,6 +226,18 @@ def test_verify_finds_a_flipped_bit_another_source_and_another_config(source, tm
     refused(run("verify", source, "--source", source), "has no plan")
 
 
+@pytest.mark.parametrize("name", ["exp_avg.safetensors", "training.json", "behind_masks.safetensors"])
+def test_verify_finds_state_that_growth_left_behind(source, tmp_path, name):
+    """A run that starts here and carries the optimizer's state would load it."""
+    outgrow.grow(source, tmp_path / "grown")
+    if name == "training.json":
+        (tmp_path / "grown" / name).write_text("{}")
+    else:
+        save_file({"model.norm.weight": torch.ones(24)}, tmp_path / "grown" / name)
+    with pytest.raises(outgrow.OutgrowError, match=f"'{name.partition('.')[0]}.*' of '.*grown' is not made by the plan"):
+        outgrow.verify(tmp_path / "grown", source)
+
+
 def test_a_config_that_is_no_mapping_is_refused_with_what_to_give():
     for wrong in ("a-directory", AutoConfig.for_model("llama")):
         with pytest.raises(OutgrowError, match=r"a config is a mapping, such as model.config.to_dict\(\), not (str|LlamaConfig)"):

@@ -535,6 +535,21 @@ def test_a_resumed_run_neither_repeats_nor_loses_evaluations(run, tmp_path, step
     assert rows(read_result(run, tmp_path / "parts")) == rows(read_result(run, tmp_path / "whole"))
 
 
+def test_what_was_evaluated_is_found_behind_any_number_of_roll_backs(run, tmp_path):
+    from outgrow.data.packed import prepare
+    from outgrow.lab.runs import place
+    from outgrow.training.loop import _evaluate, train
+    from outgrow.training.record import METRICS
+
+    execute(run, tmp_path, Observer())
+    directory = place(run, tmp_path)
+    with (directory / METRICS).open("a") as file:
+        file.writelines(json.dumps({"tokens": 640, "flops": 1.0, "rolled_back": "x"}) + "\n" for _ in range(5))
+    trained = train(run, directory, prepare(run.data, tmp_path / "data"), None, Observer())
+    trained.directory.joinpath(METRICS).read_text()
+    _evaluate(trained, Observer(), lambda checkpoint: pytest.fail("evaluated twice"))
+
+
 def test_a_run_killed_while_it_evaluates_evaluates_again(run, tmp_path, monkeypatch):
     from outgrow.lab import execute as lab_execute
 

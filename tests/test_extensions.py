@@ -316,7 +316,8 @@ def test_the_checker_says_what_a_family_lacks(run, source, tmp_path):
     swapped = {name: {"size": LLAMA.spaces[name].size} for name in ("group", "kv", "hidden", "vocab", "head", "ffn")}
     refused(checked(spaces=swapped), "the size of 'group' uses 'kv', which must stand before it in 'spaces'", "no space says that RMSNorm")
     refused(checked(layer={"a": "hidden width"}), "needs 'writes <- reads'")
-    refused(checked(layer_prefix="blocks."), "'layer_prefix' needs {}")
+    for prefix in ("blocks.", "blocks.{}.{}.", "blocks.{0}.", "blocks.{}.}"):
+        refused(checked(layer_prefix=prefix), "'layer_prefix' needs {} once, where the number of a layer stands, and no other brace")
     refused(checked(likes="llama"), "unknown key 'likes'", "did you mean 'like'")
     refused(checked(like="lamma"), "starts from the family 'lamma'; known: llama")
     refused(checked("--source", source), "is a 'llama', and the family 'lama' describes lama")

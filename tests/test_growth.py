@@ -552,6 +552,7 @@ def test_a_layer_table_of_another_length_is_refused():
         ("stack(2)", {}, r"cannot read the knobs '\(2\)' of 'stack'"),
         ("stack(factor=open('x'))", {}, "cannot read the operator"),
         ("stack(factor=os.name)", {}, "cannot read the knobs"),
+        ("stack(factor={[]:1})", {}, "cannot read the knobs"),
         ("stack stack", {}, "cannot read the operator"),
         ("", {}, "cannot read the operator ''"),
         ("arrange", {}, "'arrange' needs the knob 'layers'"),

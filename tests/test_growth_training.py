@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 import outgrow
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import read_lineage
+from outgrow.checkpoint.optimizer_state import BEHIND_MASKS
 from outgrow.data.config import DataConfig
 from outgrow.data.packed import prepare
 from outgrow.errors import Interrupted, OutgrowError
@@ -27,7 +28,7 @@ from outgrow.models.masks import make_masks
 from outgrow.training.config import LearnConfig, OptimizerConfig, RunConfig, Start
 from outgrow.training.maps import learn_maps, learning_flops
 from outgrow.training.record import latest_checkpoint, read_rows
-from outgrow.training.state import BEHIND_MASKS
+from outgrow.training.refusals import problems
 
 from .conftest import ODD
 from .test_training import Observer
@@ -120,9 +121,11 @@ def test_a_masked_run_resumes_bitwise_and_its_checkpoint_is_what_it_computes(gro
 
 def test_a_half_open_checkpoint_loads_as_the_model_that_was_trained(grow_on, base, tmp_path):
     """transformers computes from the files what the run computed through its masks."""
-    run, root = grow_on("random-depth", tokens=26 * BATCH, unmask_tokens=15 * BATCH), tmp_path / "runs"
-    execute(run, root, Observer())
-    model = AutoModelForCausalLM.from_pretrained(final_checkpoint(run, root))
+    run, root = grow_on("random-depth", unmask_tokens=15 * BATCH).model_copy(update={"validate_every": BATCH}), tmp_path / "runs"
+    with pytest.raises(Interrupted):
+        execute(run, root, Observer(stop_after=6))
+    half_open = latest_checkpoint(place(run, root))
+    model = AutoModelForCausalLM.from_pretrained(half_open)
     packed = prepare(run.data, root / "data")
     from outgrow.data.packed import validation_batches
 
@@ -134,6 +137,48 @@ def test_a_half_open_checkpoint_loads_as_the_model_that_was_trained(grow_on, bas
         total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())) * len(rows)
         count += len(rows)
     assert total / count == pytest.approx(validation(run, root)[-1], abs=1e-4)
+    with pytest.raises(OutgrowError, match="has masks that are not open yet, and what is behind them would be lost"):
+        outgrow.grow(half_open, tmp_path / "again")
+    with pytest.raises(OutgrowError, match="has masks that are not open yet"):
+        execute(run.model_copy(update={"start": Start(checkpoint=str(half_open))}), root, Observer())
+
+
+@pytest.mark.parametrize(
+    ("operator", "word"), [("random-depth", "random-depth"), ("msg(ffn=50, layers=4)", "msg"), ("llama-pro(blocks=2)", "llama-pro")]
+)
+def test_what_training_is_to_finish_is_not_grown_before(base, tmp_path, operator, word):
+    """As one plan refuses it: masks would be forgotten, and which layers alone are trained."""
+    root = tmp_path / "runs"
+    execute(base, root, Observer())
+    outgrow.grow(final_checkpoint(base, root), tmp_path / "grown", operator)
+    with pytest.raises(OutgrowError, match=f"was grown by '{word}', which only training finishes"):
+        outgrow.grow(tmp_path / "grown", tmp_path / "again", "stack")
+    assert not (tmp_path / "again").exists()
+
+
+def test_masks_lie_where_the_parameters_do():
+    """Not where they were read: an accelerator takes no mask of another device, nor does the meta device."""
+    behind = {"w": (torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 2))}
+    masks = make_masks({"w": torch.zeros(2, 2, device="meta")}, behind)
+    assert masks.where["w"].device.type == masks.preserving["w"].device.type == "meta"
+
+
+@pytest.mark.parametrize("name", ["unmask_tokens", "rewarm_tokens"])
+def test_what_would_never_be_whole_is_refused(grow_on, name):
+    run = grow_on("random-depth", **{name: 21 * BATCH})
+    (found,) = problems(run, base_model(run), 20 * BATCH, None, 1)
+    assert f"start.{name} (1,344) is more than the 1,280 tokens that it trains for; lower it" in found
+    assert not list(problems(grow_on("random-depth", **{name: 20 * BATCH}), base_model(run), 20 * BATCH, None, 1))
+
+
+def base_model(run):
+    return run.start.run.model
+
+
+def test_clocks_outside_of_a_run_are_refused(grow_on):
+    run = grow_on("stack").model_copy(update={"keep": (10 * BATCH, 30 * BATCH)})
+    (found,) = problems(run, base_model(run), 20 * BATCH, None, 1)
+    assert "keep names the clocks [640], which lie before its first token (1,280); remove them" in found
 
 
 def test_masks_work_under_compile_without_recompiling(make_model, tokens):

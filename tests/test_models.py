@@ -160,3 +160,10 @@ def test_what_transformers_refuses_is_one_sentence():
     with pytest.raises(OutgrowError, match="transformers refuses the model") as error:
         resolved({**ODD, "num_attention_heads": 10, "num_key_value_heads": 2})
     assert "\n" not in str(error.value)
+
+
+def test_layers_that_a_config_drops_at_random_are_kept(tokens):
+    model = initialised({**TINY["opt"], "layerdrop": 0.5}, 0).train()
+    forward = forward_of(model, torch.float32)
+    losses = {forward.loss(tokens[:, :-1] % 53, tokens[:, 1:] % 53).item() for _ in range(5)}
+    assert len(losses) == 1

@@ -25,8 +25,9 @@ from outgrow.growth.operators import make_plan
 from outgrow.lab.ancestry import in_order, model_of
 from outgrow.lab.budget import need_of
 from outgrow.lab.execute import _alone, differences, execute, refuse_early
-from outgrow.lab.recipe import changed, find_recipe, read_runs
+from outgrow.lab.recipe import SHIPPED, changed, find_recipe, read_runs
 from outgrow.lab.runs import place
+from outgrow.lab.stopping import on_stop
 from outgrow.lab.submit import executor
 from outgrow.lab.track import trackers
 from outgrow.models.build import empty, resolved
@@ -245,17 +246,6 @@ def test_growing_in_place_is_growing_through_the_disk(recipe, tmp_path):
         assert not (live / "start").exists()
         configs = [(latest_checkpoint(directory) / "config.json").read_text() for directory in (live, disk)]
         assert configs[0] == configs[1]
-
-
-def test_masks_that_are_still_open_grow_as_a_checkpoint_shows_them(recipe, tmp_path):
-    """What is behind a mask is in memory and not in the checkpoint; both ways must begin with the same weights."""
-    changes = ["stages.1.grow=random-depth(factor=2)", f"stages.1.unmask_tokens={60 * BATCH}", "stages.1.rate=restart", "branches=[]"]
-    for name in ("live", "disk"):
-        kept = []
-        for one in read_runs(recipe, changes):
-            execute(one, tmp_path / name, Observer(), kept if name == "live" else None)
-    last = read_runs(recipe, changes)[-1]
-    assert weights(place(last, tmp_path / "live")) == weights(place(last, tmp_path / "disk"))
 
 
 @pytest.mark.parametrize(
@@ -671,7 +661,7 @@ def test_a_job_trains_a_recipe_on_two_local_ranks(recipe, tmp_path, cli):  # noq
     refused(cli("submit", tmp_path / "none.yaml", *options), "there is no file")
     refused(cli("submit", recipe, "--cluster", "pbs"), "there is no cluster 'pbs' here")
     refused(cli("submit", recipe, "--cluster", "slurm"), "there is no cluster 'slurm' here")
-    refused(cli("submit", recipe, *options, "--ranks", "3", "--set", "seed=5"), "failed", "what its ranks printed is in")
+    refused(cli("submit", recipe, *options, "--ranks", "3", "--set", "seed=5"), "failed", "OutgrowError:", "what its ranks printed is in")
     assert find_recipe(Path("7b-grown")).is_file()
 
 
@@ -681,6 +671,45 @@ def test_a_job_goes_on_however_often_its_time_is_up(tmp_path, monkeypatch):
     (tmp_path / "srun").touch(mode=0o755)
     made = executor("slurm", tmp_path / "logs", nodes=1, ranks=1, hours=1, options={})
     assert made._executor.max_num_timeout >= 10**6
+
+
+def test_recipes_that_are_shipped_read_no_more_text_than_they_allow():
+    """SlimPajama has 627B tokens."""
+    for path in SHIPPED.glob("*.yaml"):
+        if "stages" in path.read_text() and "slimpajama" in path.read_text():
+            last = read_runs(path, [])[-1]
+            assert last.tokens <= last.data.epochs * 627e9, path.name
+
+
+def test_an_evaluation_that_no_run_reaches_is_refused(recipe):
+    end = max(one.tokens for one in read_runs(recipe, []))
+    assert read_runs(recipe, [f"evaluate={{at: [{end}]}}"])
+    with pytest.raises(OutgrowError, match="evaluate.at names .* tokens, which lie beyond the end"):
+        read_runs(recipe, [f"evaluate={{at: [{end + BATCH}]}}"])
+
+
+def test_a_signal_that_someone_has_taken_stays_his():
+    """submitit passes SIGTERM by in its jobs, which are queued again; a run that ended there would have failed."""
+    asked = []
+
+    def theirs(number, frame):
+        asked.append("theirs")
+
+    before = signal.signal(signal.SIGTERM, theirs)
+    try:
+        for _ in range(2):  # a worker trains one run after another
+            with on_stop(lambda: asked.append("ours")):
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
+        assert asked == ["theirs", "ours"] * 2
+        assert signal.getsignal(signal.SIGTERM) is theirs
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with on_stop(lambda: asked.append("both")):
+            signal.raise_signal(signal.SIGTERM)
+        assert asked[-1] == "both"
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_start_that_warms_nothing_is_refused():

@@ -11,6 +11,7 @@ from scipy import optimize
 from outgrow.errors import OutgrowError
 from outgrow.lab.fitting import Fitted, fit_files, fit_lines
 from outgrow.scaling import LAWS, compute_optimal, fit, growth_timing, mixing_tokens, points_of, read_table, stage_tokens
+from outgrow.scaling.fit import _objective, _solve
 from outgrow.scaling.growth import LARGEST_SHARE, WHY_NO_FACTOR_LAW
 from outgrow.scaling.laws import hoffmann_grid
 from outgrow.scaling.points import matching
@@ -128,6 +129,32 @@ def test_the_speed_up_law_finds_the_best_factor_and_share():
     found = fit(LAWS["speed-up"], columns, resamples=50)
     assert found.derived == pytest.approx({"best growth_factor": 4, "best growth_share": 0.125})
     assert found.intervals["best growth_factor"] == pytest.approx((4, 4))
+
+
+def test_values_that_differ_by_embeddings_alone_are_one():
+    """Counted without embeddings a factor of four is 3.99 or 4.00; through two of them a parabola has any top."""
+    rng = np.random.default_rng(0)
+    factor = rng.choice([1.998, 1.999, 3.990, 3.995, 3.997], 60)
+    share, tokens = rng.choice([0.125, 0.25, 0.5], 60), rng.uniform(5, 200, 60)
+    columns = {"growth_factor": factor, "growth_share": share, "tokens_per_param": tokens, "speed_up": rng.normal(0.3, 0.1, 60)}
+    with pytest.raises(OutgrowError, match="only 2 different values of growth_factor, and the law 'speed-up' needs 3"):
+        fit(LAWS["speed-up"], columns)
+
+
+def test_a_resample_is_fitted_from_starts_of_its_own():
+    """All points have an E of nothing, and half the resamples have more; from log E = -40, where its slope vanishes, none would find it."""
+    rng, law = np.random.default_rng(1), LAWS["chinchilla"]
+    params, tokens = np.repeat([2.8e4, 5.6e4, 1.1e5, 2.2e5], 9), np.tile(np.repeat([5.5e5, 1.1e6, 2.2e6], 3), 4) * rng.uniform(0.9, 1.1, 36)
+    loss = (18 / params**0.19 + 30 / tokens**0.2) * np.exp(rng.normal(0, 0.01, 36))
+    columns = {"params": params, "tokens": tokens, "loss": loss}
+    found = fit(law, columns, resamples=25)
+    assert found.coefficients["E"] < 1e-6
+    rng = np.random.default_rng(0)
+    for theta in found.draws:
+        chosen = rng.integers(0, 36, 36)
+        drawn = {name: values[chosen] for name, values in columns.items()}
+        lowest = min(_objective(law, _solve(law, drawn, start), drawn)[0] for start in law.starts(drawn))
+        assert _objective(law, theta, drawn)[0] <= 1.05 * lowest
 
 
 @pytest.mark.parametrize(

@@ -151,11 +151,12 @@ def test_a_run_rewarms_what_is_new_step_by_step(grow_on, tmp_path):
     from outgrow.lab.runs import GROWN, final_checkpoint, place
 
     root = tmp_path / "runs"
-    plain, warm = (grow_on("stack(factor=2)", tokens=21 * BATCH, optimizer="carry", **more) for more in ({}, {"rewarm_tokens": 4 * BATCH}))
+    plain, warm = (grow_on("stack(factor=2)", optimizer="carry", **more) for more in ({}, {"rewarm_tokens": 4 * BATCH}))
     for one in (plain, warm):
-        execute(one, root, Observer())
+        with pytest.raises(Interrupted):
+            execute(one, root, Observer(stop_after=1))
     start = load_file(place(plain, root) / GROWN / "model.safetensors")
-    whole, part = (load_file(final_checkpoint(one, root) / "model.safetensors") for one in (plain, warm))
+    whole, part = (load_file(latest_checkpoint(place(one, root)) / "model.safetensors") for one in (plain, warm))
     for name in start:
         share = 0.25 if name.startswith(("model.layers.2.", "model.layers.3.")) else 1.0
         torch.testing.assert_close(part[name] - start[name], share * (whole[name] - start[name]), rtol=1e-3, atol=1e-6, msg=name)
@@ -217,6 +218,7 @@ def test_a_run_rolls_back_as_often_as_it_may(run, packed, tmp_path, monkeypatch)
     guarded = run.model_copy(update={"spike": SpikeConfig(action="roll back", times=2), "tokens": 2 * BATCH, "schedule": ScheduleConfig()})
     bad[:] = ["one", "two"]
     train(guarded, tmp_path / "two", packed, None, Observer())
+    assert sum("rolled_back" in row for row in read_rows(tmp_path / "two")) == 2  # by which a resumed run counts
     bad[:] = ["one", "two", "three"]
     with pytest.raises(OutgrowError):
         train(guarded, tmp_path / "three", packed, None, Observer())

@@ -17,7 +17,7 @@ import yaml
 
 from outgrow.arch import arch_for, step_flops
 from outgrow.config import parse
-from outgrow.errors import OutgrowError
+from outgrow.errors import Interrupted, OutgrowError
 from outgrow.lab.ancestry import lineage, model_of
 from outgrow.lab.campaign import run_study
 from outgrow.lab.figures import Figure, Series, as_plotly, save_figures
@@ -242,6 +242,60 @@ def test_rates_that_one_seed_does_not_tell_apart_are_told_by_all(tmp_path):
             dict.__setitem__(some, key, record)
     assert sweep(only, scale, "scratch", 3, some).lacking == ((0.006, 2), (0.012, 2))
     assert complete(only, scale, 3, records)
+
+
+def test_what_all_seeds_said_stands_where_the_sweep_goes_further(tmp_path):
+    """Over three seeds 0.006 is better than 0.012, so the sweep goes on below; there seed 0 alone is lucky with 0.003."""
+    study, scale = nano("operators")
+    scale = scale.model_copy(update={"close": 0.01})
+    only = study.model_copy(update={"arms": {name: study.arms[name] for name in ("scratch", "direct-depth")}})
+    worse = {0.003: (-0.1, 0.3, 0.3), 0.006: (0.001, 0.0, 0.0), 0.012: (0.0, 0.2, 0.2)}
+
+    def loss(arm, seed, rate, run, flops):
+        return power(arm, seed, 0.012, run, flops, {}) + worse.get(rate, (0.5, 0.5, 0.5))[seed]
+
+    records = made_up(only, scale, tmp_path / "all.jsonl", loss)
+    found = sweep(only, scale, "scratch", 3, records)
+    assert found.best == 0.006
+    assert set(found.means) == {0.003, 0.006, 0.012}
+    assert complete(only, scale, 3, records)
+
+
+def test_jobs_that_were_handed_over_are_not_left_behind(folder, tmp_path, monkeypatch):
+    """Ctrl-C cancels them; where one fails, the others end first."""
+    from outgrow.lab import campaign
+
+    study, scale = open_study("pair", "tiny", folder)
+    made = []
+
+    class Job:
+        def __init__(self, number):
+            self.number, self.asked, self.cancelled = number, 0, False
+
+        def done(self):
+            if stop and len(made) == 3:
+                raise KeyboardInterrupt
+            self.asked += 1
+            return self.asked > self.number
+
+        def cancel(self):
+            self.cancelled = True
+
+        def result(self):
+            raise OutgrowError("job 1 failed")
+
+    def submit(call, run, root):
+        made.append(Job(len(made)))
+        return made[-1]
+
+    monkeypatch.setattr(campaign.time, "sleep", lambda seconds: None)
+    for stop, error in ((False, OutgrowError), (True, Interrupted)):
+        made.clear()
+        with pytest.raises(error, match="the same command goes on from their last checkpoints" if stop else "job 1 failed"):
+            run_study(study, scale, 3, tmp_path / "runs", Records(tmp_path / "none"), 3, 1, print, submit)
+        assert len(made) == 3
+        assert [one.cancelled for one in made] == [stop] * 3
+        assert stop or all(one.asked > one.number for one in made)
 
 
 def test_what_diverges_is_kept_and_never_chosen(tmp_path):

@@ -47,6 +47,7 @@ class FamilyFile(Settings):
     init: str | None = None
     requires: dict[str, Any] | None = None
     whole_heads: tuple[str, ...] | None = None
+    listed_rope: tuple[str, ...] | None = None
     backbone_prefix: str | None = None
     buffers: tuple[str, ...] | None = None
     defaults: dict[str, Any] | None = None
@@ -108,8 +109,8 @@ def family_problems(arch: Arch) -> list[str]:
     for name, space in arch.spaces.items():
         late = [word for word in space.size.split() if word in order and order.index(word) >= order.index(name)]
         problems += [f"the size of '{name}' uses '{word}', which must stand before it in 'spaces'" for word in late]
-    if "{}" not in arch.layer_prefix:
-        problems.append("'layer_prefix' needs {} where the number of a layer stands")
+    if arch.layer_prefix.count("{}") != 1 or set("{}") & set(arch.layer_prefix.replace("{}", "")):
+        problems.append("'layer_prefix' needs {} once, where the number of a layer stands, and no other brace")
     if not ends:
         problems.append("no line of 'layer' has '| ends branch'; mark the last map of each branch, which identity blocks zero")
     if not arch.residual:

@@ -16,5 +16,6 @@ PHI3 = replace(
         "mlp.gate_up_proj.weight": "(2 ffn) <- hidden",
         "mlp.down_proj.weight": "hidden <- ffn | ends branch",
     },
+    listed_rope=("phi3",),
     defaults={"tie_word_embeddings": False, "rms_norm_eps": 1e-5},
 )

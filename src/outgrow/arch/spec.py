@@ -147,6 +147,7 @@ class Arch:
         init: config key of the standard deviation of fresh weights.
         requires: config key -> the only value that this table describes, where the file does not leave it out.
         whole_heads: values of `model_type` whose models transformers refuses where hidden is no multiple of the query heads.
+        listed_rope: values of `model_type` whose RoPE factors transformers counts by hidden / query heads, whatever the head's size.
         backbone_prefix: what names lack in files that were saved without the output head.
         buffers: tensors inside a block that old files carry and that nothing reads; they are dropped.
         defaults: config key -> value where the file leaves it out.
@@ -167,6 +168,7 @@ class Arch:
     init: str = "initializer_range"
     requires: Mapping[str, Any] = field(default_factory=dict[str, Any])
     whole_heads: tuple[str, ...] = ()
+    listed_rope: tuple[str, ...] = ()
     backbone_prefix: str = ""
     buffers: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -20,7 +20,7 @@ from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE, Checkpoint, in
 from outgrow.checkpoint.layout import Shard, moment_shards, raw, weight_shards
 from outgrow.checkpoint.lineage import LINEAGE, Lineage, read_lineage
 from outgrow.checkpoint.names import Names, torchtitan_names
-from outgrow.checkpoint.optimizer_state import CLOCK
+from outgrow.checkpoint.optimizer_state import BEHIND_MASKS, CLOCK
 from outgrow.checkpoint.ranks import leads, telling, told
 from outgrow.checkpoint.safetensors_file import FLOATS, Stored
 from outgrow.checkpoint.writing import Progress, write_shards
@@ -105,6 +105,7 @@ def settle(
         raise OutgrowError(f"a weight file must hold at least a byte, not {max_shard_bytes:,}")
     _refuse_unreadable(plan)
     refuse_other_ties(checkpoint)
+    refuse_unfinished(checkpoint.directory)
     if form == "huggingface":
         weights = weight_shards(checkpoint, plan, max_shard_bytes, _stored_as(dtype))
         return weights + (moment_shards(checkpoint, plan, optimizer) if optimizer != "reset" else []), weights
@@ -159,6 +160,23 @@ def refuse_other_ties(checkpoint: Checkpoint) -> None:
             raise OutgrowError(
                 f"'{alias}' of '{checkpoint.directory}' is not '{name}', to which its config.json ties it; set tie_word_embeddings to false"
             )
+
+
+def refuse_hidden(directory: Path) -> None:
+    """What a run still trains behind masks is not in the weights that its checkpoint shows."""
+    if (directory / BEHIND_MASKS).exists():
+        raise OutgrowError(f"'{directory}' has masks that are not open yet, and what is behind them would be lost; take a later checkpoint")
+
+
+def refuse_unfinished(directory: Path) -> None:
+    """What lies behind masks, and which layers alone are to be trained, would be forgotten where anything else is made of a directory."""
+    refuse_hidden(directory)
+    plan = read_lineage(directory).plan or {}
+    if plan.get("fill") == "masked" or plan.get("trains_only_fresh"):
+        raise OutgrowError(
+            f"'{directory}' was grown by '{plan.get('operator')}', which only training finishes, so nothing can follow before; train it "
+            "first, or grow what it was grown from"
+        )
 
 
 def _same(one: Stored | Chunked, other: Stored | Chunked) -> bool:

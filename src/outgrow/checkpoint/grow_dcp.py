@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from outgrow.checkpoint.safetensors_file import FLOATS, entry_bytes
 from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown, Policy
 from outgrow.growth.plan import GrowthPlan
+
+_LIST = re.compile(r"param_groups\.\d+\.params$")
 
 
 @dataclass
@@ -79,6 +83,11 @@ def _add_state(found: Distributed, checkpoint: Checkpoint, plan: GrowthPlan, nam
                 "checkpoint, which would need its settings too; use --optimizer reset, or leave --form out"
             )
         raise OutgrowError(f"'{checkpoint.directory}' carries no optimizer state to {policy}; use --optimizer reset")
+    if len(lists := [key for key in checkpoint.held if _LIST.search(key)]) > 1:
+        raise OutgrowError(
+            f"'{lists[0]}' and {len(lists) - 1} more are lists of parameters, in which new layers have no place; save the optimizer with "
+            "StateDictOptions(flatten_optimizer_state_dict=True), or use --optimizer reset"
+        )
     shapes = plan.grown_arch.shapes(plan.target_config)
     for before, moment in sorted({key for fields in of_parameters.values() for key in fields}):
         stored = {name: fields[before, moment] for name, fields in of_parameters.items() if (before, moment) in fields}
@@ -87,15 +96,28 @@ def _add_state(found: Distributed, checkpoint: Checkpoint, plan: GrowthPlan, nam
             one = stored.get(grown.reference(name))
             key = f"{before}{names.on_disk(name)}.{moment}"
             if one is not None and (moment not in MOMENTS or isinstance(one, Blob)):
+                _refuse_entries(key, one)
                 found.add(key, one)
             elif one is not None:
                 found.kinds[key] = one.entry.dtype, shapes[name]  # type: ignore[union-attr]
                 found.make[key] = _moment(grown, name, moment, policy, names.rows_to(name), one.entry.dtype)  # type: ignore[union-attr]
     old = checkpoint.names or names
+    bare = replace(old, prefix="")
     taken = {old.on_disk(name) for name in (*checkpoint.tensors, *plan.arch.aliases(plan.origin))}
     taken |= {f"{key[0]}{old.on_disk(name)}.{key[1]}" for name, fields in of_parameters.items() for key in fields}
     for key in checkpoint.held.keys() - taken:
+        if any(key.endswith(f".{bare.on_disk(name)}") for name in plan.arch.top):  # an average of all weights, say
+            _refuse_entries(key, checkpoint.held[key])
         found.add(key, checkpoint.held[key])
+
+
+def _refuse_entries(key: str, one: Chunked | Blob) -> None:
+    """What has an entry for every entry of a parameter would keep its old shape, unless a law says how it grows."""
+    if isinstance(one, Chunked) and math.prod(one.entry.shape) > 1:
+        raise OutgrowError(
+            f"no law says how '{key}' {list(one.entry.shape)} grows; of an optimizer's state {', '.join(MOMENTS)} do, so use --optimizer "
+            "reset, or leave it out of the checkpoint"
+        )
 
 
 def _weight(checkpoint: Checkpoint, grown: Grown, name: str, turned: Callable[[Any], Any], dtype: str) -> Callable[[], Any]:

@@ -66,13 +66,13 @@ class Names:
         return self._turned(name, (-1, 2, self.head // 2))
 
     def tensors(self, held: Mapping[str, Chunked | Blob], arch: Arch, config: Config) -> dict[str, Chunked]:
-        """The model's tensors by transformers' names; what stands among its layers and is unknown keeps its own name."""
+        """The model's tensors by transformers' names; what stands under one of its modules and is unknown keeps its own name."""
         found: dict[str, Chunked] = {}
         known = {self.on_disk(name): name for name in (*arch.shapes(config), *arch.aliases(config))}
-        layers = self.prefix + ("layers." if self.torchtitan else arch.layer_prefix.partition("{}")[0])
+        modules = tuple({self.prefix + key.removeprefix(self.prefix).partition(".")[0] + "." for key in known})
         for key, one in held.items():
             name = known.get(key)
-            if isinstance(one, Chunked) and (name or key.startswith(layers)):
+            if isinstance(one, Chunked) and (name or key.startswith(modules)):
                 found[name or key] = replace(one, turned=self.rows_from(name)) if name else one
         return found
 

@@ -8,6 +8,7 @@ from outgrow.checkpoint.safetensors_file import Stored, stored_in
 from outgrow.growth.apply import Channel, Grown
 
 CLOCK = "training.json"
+BEHIND_MASKS = "behind_masks.safetensors"  # what is trained where the weights are still masked
 # Moment -> how it moves. Adam's first moment and Muon's momentum add up gradients, Adam's second adds up their squares.
 MOMENTS: dict[str, Channel] = {"exp_avg": "gradient", "exp_avg_sq": "square", "momentum_buffer": "gradient"}
 

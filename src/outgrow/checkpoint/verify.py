@@ -14,7 +14,7 @@ from outgrow.checkpoint.grow_dcp import Distributed, distributed_layout
 from outgrow.checkpoint.huggingface import Checkpoint, open_checkpoint
 from outgrow.checkpoint.layout import Shard, bytes_of, moment_shards, raw, weight_shards
 from outgrow.checkpoint.lineage import LINEAGE, read_lineage
-from outgrow.checkpoint.optimizer_state import CLOCK, stored_moments
+from outgrow.checkpoint.optimizer_state import BEHIND_MASKS, CLOCK, stored_moments
 from outgrow.checkpoint.safetensors_file import FLOATS, Stored
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
@@ -46,17 +46,18 @@ def verify(target: Path | Checkpoint, source: Path | Checkpoint) -> int:
     compared = 0
     for shard in weight_shards(before, plan, MAX_SHARD_BYTES, dtype):
         compared += _compare(shard, after.tensors)
+    found = stored_moments(after.directory)
     if policy != "reset":
         if read_json(after.directory / CLOCK) != read_json(before.directory / CLOCK):
             raise OutgrowError(f"'{after.directory / CLOCK}' is not the source's")
-        found, shards = stored_moments(after.directory), moment_shards(before, plan, policy)
-        for shard in shards:
+        for shard in moment_shards(before, plan, policy):
             held = found.pop(shard.name.removesuffix(".safetensors"), {})
             if unknown := sorted(held.keys() - shard.entries.keys()):
                 raise OutgrowError(f"'{unknown[0]}' in '{shard.name}' of '{after.directory}' is not made by the plan")
             compared += _compare(shard, held)
-        if found:
-            raise OutgrowError(f"'{sorted(found)[0]}' of '{after.directory}' is not made by the plan")
+    others = (BEHIND_MASKS, CLOCK) if policy == "reset" else (BEHIND_MASKS,)
+    if odd := [*sorted(found), *(name for name in others if (after.directory / name).exists())]:
+        raise OutgrowError(f"'{odd[0]}' of '{after.directory}' is not made by the plan")
     return compared
 
 
@@ -80,6 +81,8 @@ def _compare_distributed(layout: Distributed, held: Mapping[str, Chunked | Blob]
     for name in [*layout.kinds, *layout.blobs]:
         if name not in held:
             raise OutgrowError(f"'{name}' is missing, which the plan makes")
+    if unknown := sorted(held.keys() - layout.kinds.keys() - layout.blobs.keys()):
+        raise OutgrowError(f"'{unknown[0]}' is there, and neither the plan makes it nor the source holds it")
     for name, (dtype, shape) in layout.kinds.items():
         found = held[name]
         if isinstance(found, Blob) or (found.entry.dtype, found.entry.shape) != (dtype, shape):

@@ -66,7 +66,7 @@ def knob_of(text: str) -> tuple[str, Any]:
     name, value = pair(text, "--knob")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # as literal_eval raises them
         return name, value
 
 

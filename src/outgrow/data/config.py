@@ -22,16 +22,20 @@ class DataConfig(Settings):
     validation_share: float = Field(0.04, gt=0, lt=1, description="share of documents held out")
     validation_tokens: int = Field(131_072, ge=1, description="held-out tokens measured at each validation, at most")
     context: int = Field(256, ge=2, description="tokens per sequence")
-    epochs: float = Field(1.0, gt=0, description="how often the training tokens may be read; above 1 they repeat")
+    epochs: float = Field(1.0, gt=0, description="how often the training tokens may be read; what is left out by rolling back comes on top")
     sources: tuple[SourceConfig, ...] = later((), "prepared directories to read in place of 'corpus', mixed by their weights")
 
     @model_validator(mode="after")
-    def _one_origin(self) -> DataConfig:
+    def _consistent(self) -> DataConfig:
         prepared = ("corpus", "vocab", "validation_share")
         unused = [name for name in prepared if getattr(self, name) != type(self).model_fields[name].default]
         if self.sources and unused:
             raise ValueError(
                 f"{' and '.join(f'data.{name}' for name in unused)} has no effect with data.sources, which are packed; remove it"
+            )
+        if self.validation_tokens < self.context:
+            raise ValueError(
+                f"data.validation_tokens ({self.validation_tokens:,}) is less than a sequence of data.context ({self.context:,}); raise it"
             )
         paths = [source.path for source in self.sources]
         if len(set(paths)) < len(paths):

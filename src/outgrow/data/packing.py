@@ -161,10 +161,13 @@ def _fill(directory: Path, state: State, found: Iterable[Document], told: Callab
     for batch, sides in _one_ahead(encoded, _batches(found, state, directory)):
         for part, side, row in sides:
             if side:
-                append(directory, part, state.tokens[part], row, settings["shard_tokens"])
+                begin, size = state.tokens[part], settings["shard_tokens"]
+                append(directory, part, begin, row, size)
                 state.tokens[part] += len(row)
                 state.documents[part] += len(side)
-                flush(directory / shard_name(part, (state.tokens[part] - 1) // settings["shard_tokens"]))
+                for shard in range(begin // size, (state.tokens[part] - 1) // size + 1):
+                    flush(directory / shard_name(part, shard))
+        flush(directory)
         state.held_out_bytes += sum(len(document.text.encode()) for document in sides[1][1])
         state.trail = batch.trail
         write_json(directory / PROGRESS, asdict(state))

@@ -185,8 +185,15 @@ class GrowthPlan:
             raise OutgrowError(f"{experts:,} experts are more than {MOST_EXPERTS:,}; ask for fewer")
         if (layers := self.grown_arch.layers(self.target_config)) != len(self.layers):
             raise OutgrowError(f"the plan lists {len(self.layers)} layers, and its config says {layers}; leave that to the list")
-        heads = told["kv"] * told.get("group", 1)
-        if self.target_config.get("model_type") in self.grown_arch.whole_heads and told["hidden"] % heads and self.lifts:
+        heads, kind = told["kv"] * told.get("group", 1), self.target_config.get("model_type")
+        rope: dict[str, Any] = self.target_config.get("rope_parameters") or self.target_config.get("rope_scaling") or {}
+        listed = any(isinstance(value, list) for value in rope.values())
+        if kind in self.grown_arch.listed_rope and listed and told["hidden"] // heads != told["head"]:
+            raise OutgrowError(
+                f"transformers refuses a {self.arch.family} model with lists of RoPE factors whose hidden size ({told['hidden']}) is not "
+                f"{heads} query heads x {told['head']}; grow hidden and kv by the same factor"
+            )
+        if kind in self.grown_arch.whole_heads and told["hidden"] % heads and self.lifts:
             raise OutgrowError(
                 f"transformers refuses a {self.arch.family} model whose hidden size ({told['hidden']}) is no multiple of its {heads} query "
                 f"heads; choose hidden={-(-told['hidden'] // heads) * heads}, or other heads"

@@ -22,6 +22,7 @@ from outgrow.lab.ancestry import own_flops
 from outgrow.lab.execute import execute
 from outgrow.lab.records import Record, Records, diverged_record, record_of
 from outgrow.lab.runs import ENVIRONMENT, finished, place, read_result
+from outgrow.lab.stopping import on_stop
 from outgrow.lab.study import Scale, Study
 from outgrow.lab.sweep import wanted
 from outgrow.training.config import RunConfig
@@ -77,7 +78,7 @@ def run_study(
 def train_one(run: RunConfig, root: Path) -> str:
     """Trains one run whose parent is there; returns why it diverged, or nothing. Runs in a process of its own."""
     stop = _Stop()
-    with _busy:
+    with _busy, on_stop(stop.ask):
         try:
             execute(run, root, stop, patient=True)  # a worker that outlived its killed parent may still be at it
         except DivergedError as error:
@@ -86,14 +87,12 @@ def train_one(run: RunConfig, root: Path) -> str:
 
 
 class _Stop:
-    """An observer that reports nothing, and stops the run at the first SIGINT or SIGTERM."""
+    """An observer that reports nothing, and stops the run once it is asked to."""
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
 
-    def _ask(self, number: int, frame: Any) -> None:
+    def ask(self) -> None:
         self.asked = True
 
     def row(self, row: Any) -> None:
@@ -107,7 +106,8 @@ class _Stop:
 def _workers(jobs: int, threads: int, submit: Callable[..., Any] | None) -> Iterator[Callable[[RunConfig, Path], Any]]:
     """What starts a run somewhere and returns its future."""
     if submit:
-        yield lambda run, root: submit(train_one, run, root)
+        with _handed_over(submit) as start:
+            yield start
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_single, initargs=(threads,)) as pool:
         try:
@@ -120,6 +120,27 @@ def _workers(jobs: int, threads: int, submit: Callable[..., Any] | None) -> Iter
             if isinstance(error, BrokenProcessPool):
                 why = "a run's process was killed, as a system short of memory does; --jobs says how many there are at once"
             raise Interrupted(f"{why}; what was trained is kept, and the same command goes on") from None
+
+
+@contextmanager
+def _handed_over(submit: Callable[..., Any]) -> Iterator[Callable[[RunConfig, Path], Any]]:
+    """Jobs elsewhere: where this process is stopped they are cancelled, and where one fails the others end first; none is left behind."""
+    handed: list[Any] = []
+
+    def start(run: RunConfig, root: Path) -> Any:
+        handed.append(submit(train_one, run, root))
+        return handed[-1]
+
+    try:
+        yield start
+    except KeyboardInterrupt:
+        for one in handed:
+            one.cancel()
+        raise Interrupted("stopped, and the jobs are cancelled; the same command goes on from their last checkpoints") from None
+    except OutgrowError:
+        while not all(one.done() for one in handed):
+            time.sleep(2)
+        raise
 
 
 def _single(threads: int) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from outgrow.checkpoint.grow import grow_directory
+from outgrow.checkpoint.grow import grow_directory, refuse_hidden
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.checkpoint.ranks import leads, told, world
@@ -171,8 +171,6 @@ def _in_place(run: RunConfig, directory: Path, before: Run | None) -> Origin | N
         return None
     if before.config.identity() != start.run.identity() or before.clock.tokens != first_token(run):
         return None
-    if before.seen() is not None:  # masks still hide what a checkpoint shows as zeros
-        return None
     plan = plan_of(start, read_json(checkpoint_at(before.directory, before.clock.tokens) / "config.json"))
     if is_untrained(plan) or not can_grow_in_place(plan, start.optimizer):
         return None
@@ -218,6 +216,7 @@ def _start(run: RunConfig, root: Path) -> Path | Origin | None:
         source = Path(run.start.checkpoint or "")
         _same_tokenizer(source, prepare(run.data, root / "data"))
     if run.start.operator is None:
+        refuse_hidden(source)
         return source
     grown = place(run, root) / GROWN
     plan = plan_of(run.start, read_json(source / "config.json"))

@@ -179,11 +179,16 @@ def read_runs(path: Path, changes: list[str]) -> list[RunConfig]:
     content = read_yaml(path)
     for change in changes:
         content = changed(content, change)
-    if "stages" not in content:
-        return [parse(RunConfig, content, where=f"'{path}'")]
-    recipe = parse(Recipe, content, where=f"'{path}'")
-    with told(RunConfig, f"'{path}'"):
-        return recipe.runs()
+    if "stages" in content:
+        recipe = parse(Recipe, content, where=f"'{path}'")
+        with told(RunConfig, f"'{path}'"):
+            runs = recipe.runs()
+    else:
+        runs = [parse(RunConfig, content, where=f"'{path}'")]
+    end = max(run.tokens for run in runs)
+    if late := [clock for run in runs if run.evaluate for clock in run.evaluate.at if clock > end]:
+        raise OutgrowError(f"'{path}': evaluate.at names {late[0]:,} tokens, which lie beyond the end ({end:,}); remove it")
+    return runs
 
 
 def find_recipe(path: Path) -> Path:

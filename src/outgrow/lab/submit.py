@@ -52,8 +52,18 @@ class Handed:
         try:
             return self.job.results()[0]
         except (FailedJobError, UncompletedJobError) as error:
-            last = str(error).strip().splitlines()[-1]
-            raise OutgrowError(f"job {self.job.job_id} failed: {last}; what its ranks printed is in '{self.logs}'") from None
+            raise OutgrowError(f"job {self.job.job_id} failed: {_why(error)}; what its ranks printed is in '{self.logs}'") from None
+
+    def cancel(self) -> None:
+        """Does nothing to a job that has ended."""
+        if not self.done():
+            self.job.cancel()
+
+
+def _why(error: Exception) -> str:
+    """What went wrong in a job: the end of its traceback, which submitit puts between dashes before the places of the logs."""
+    said = str(error).partition("You can check full logs")[0]
+    return [line for line in said.splitlines() if line.strip(" -")][-1]
 
 
 @dataclass(frozen=True)

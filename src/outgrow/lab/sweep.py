@@ -36,19 +36,20 @@ class Sweep:
 def sweep(study: Study, scale: Scale, arm: str, seeds: int, records: Records) -> Sweep:
     """One rule for every arm: the scale's rates at seed 0, and a factor of two further where the best lies at the edge.
 
-    Rates within the scale's `close` of the best are tried at all seeds, and their mean decides: seed 0 would choose what it is lucky with.
+    Rates within the scale's `close` of the best are tried at all seeds, and their mean decides, also where the sweep goes further after
+    that: seed 0 would choose what it is lucky with.
     """
-    rates = list(scale_of(study.arms[arm], scale).rates)
+    rates, means = list(scale_of(study.arms[arm], scale).rates), dict[float, float]()
     while True:
         losses = {rate: loss for rate in rates if (loss := _annealed(study, scale, arm, 0, rate, records)) is not None}
         lacking = tuple((rate, 0) for rate in rates if rate not in losses)
         if lacking:
             return Sweep(losses, lacking, None)
-        best, means = min(rates, key=lambda rate: losses[rate]), dict[float, float]()
+        best = min(rates, key=lambda rate: losses[rate])
         if math.isinf(losses[best]):
             return Sweep(losses, (), None)
         may_extend = len(rates) < MOST_RATES
-        close = [rate for rate in rates if rate == best or losses[rate] < losses[best] + scale.close]
+        close = [rate for rate in rates if rate == best or losses[rate] < losses[best] + scale.close or rate in means]
         if len(close) > 1 and seeds > 1 and not (may_extend and best in (rates[0], rates[-1])):
             tried = {(rate, seed): _annealed(study, scale, arm, seed, rate, records) for rate in close for seed in range(seeds)}
             known = {key: loss for key, loss in tried.items() if loss is not None}

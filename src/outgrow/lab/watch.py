@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import transformers
 from rich.console import Console
@@ -20,6 +17,7 @@ from outgrow.data.packed import prepare
 from outgrow.lab.ancestry import flops_before, in_order, own_flops
 from outgrow.lab.execute import execute, refuse_early
 from outgrow.lab.runs import Result, clock_of, finished, flops_done, place, read_result
+from outgrow.lab.stopping import on_stop
 from outgrow.lab.track import Tracker, trackers
 from outgrow.training.config import RunConfig
 from outgrow.training.distributed import wait
@@ -64,6 +62,13 @@ class Watch:
     def stop(self) -> bool:
         return self.stopping
 
+    def ask(self) -> None:
+        """Asked once, the run saves and stops; asked twice, it stops at once."""
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        self.progress.console.print("stopping after this step and saving; press Ctrl-C again to stop at once")
+
 
 def execute_all(
     wanted: Iterable[RunConfig], root: Path, console: Console | None = None, track: Iterable[str] = ()
@@ -85,7 +90,7 @@ def execute_all(
     with Progress(*columns, console=console, transient=True, disable=not leads()) as progress:
         task = progress.add_task("", total=sum(costs.values()), completed=int(found), found=found, began=time.monotonic())
         watch = Watch(progress, task, done=found)
-        with _ctrl_c(watch):
+        with on_stop(watch.ask):
             live: list[Run] = []
             for number, run in enumerate(runs):
                 fresh, already = not finished(run, root), flops_done(run, root)
@@ -98,21 +103,3 @@ def execute_all(
                 if fresh and leads():
                     progress.console.print(f"{run.name}: held-out loss {result.final_loss:.4f} at {result.flops:.3e} FLOPs")
     return results
-
-
-@contextmanager
-def _ctrl_c(watch: Watch) -> Iterator[None]:
-    """The first Ctrl-C, or SIGTERM, asks the run to save and stop; a second one stops at once."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if watch.stopping:
-            raise KeyboardInterrupt
-        watch.stopping = True
-        watch.progress.console.print("stopping after this step and saving; press Ctrl-C again to stop at once")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -92,6 +92,6 @@ def _drop_nothing(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name in ("attention_dropout", "dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), (int, float)):
                 setattr(module, name, 0.0)

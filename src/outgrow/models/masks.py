@@ -44,6 +44,6 @@ def make_masks(parameters: Mapping[str, Tensor], masked: Mapping[str, tuple[Tens
     where = {name: mask.to(parameters[name]) for name, (mask, _) in masked.items()}
     preserving = {name: parameters[name].detach().clone() for name in masked}
     with torch.no_grad():
-        for name, (mask, values) in masked.items():
-            parameters[name].copy_(torch.where(mask, values.to(parameters[name]), parameters[name]))
+        for name, (_, values) in masked.items():
+            parameters[name].copy_(torch.where(where[name] != 0, values.to(parameters[name]), parameters[name]))
     return Masks(where, preserving)

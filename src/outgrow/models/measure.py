@@ -43,10 +43,17 @@ def measured(source: Checkpoint, target: Path, plan: GrowthPlan, most_bytes: int
     vocab = plan.arch.sizes(plan.origin)["vocab"]
     tokens = torch.randint(0, vocab, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
     transformers.utils.logging.disable_progress_bar()
+    before = torch.empty(0)
     try:
-        before, after = (_logits(directory, tokens) for directory in (source.directory, target))
-    except StrictDataclassError as error:  # what was grown, or the source, has sizes that transformers refuses
-        return {"not measured": f"transformers refuses it: {one_line(error)}"}
+        before = _logits(source.directory, tokens)
+        after = _logits(target, tokens)
+    except StrictDataclassError as error:
+        if not before.numel():
+            return {"not measured": f"transformers refuses the source: {one_line(error)}"}
+        raise OutgrowError(
+            f"transformers refuses what '{plan.operator}' makes of it: {one_line(error)}; nothing was written. Choose other sizes, or use "
+            "--no-measure to write it all the same"
+        ) from None
     except Exception as error:  # transformers does not know the model, or lacks what it needs, and raises what it likes
         return {"not measured": f"transformers cannot run it: {one_line(error)}"}
     difference, deviation = float((before - after).abs().max()), float(before.std())

@@ -17,6 +17,7 @@ LEAST_EXPLAINED = 0.1  # of the spread of the points, by a law that they follow
 LEAST = 1e-5  # singular value of the scaled design that still tells coefficients apart
 FINITE = 0.975  # of the resamples must have a figure; an interval of the others alone would be too narrow
 OUTLIER = 3.5  # robust standard deviations
+RESTARTS = 2  # of a resample besides the solution, from where a coefficient that has collapsed to nothing could not come back
 TRIES = 20  # draws for each resample that is wanted; those that settle nothing are drawn anew
 Between = tuple[float, float]
 
@@ -58,7 +59,7 @@ class Fit:
     def _has_levels(self, name: str) -> bool:
         """Can points say where a best value lies? Through three levels, the middle one best, a parabola has its top between them always."""
         column = self.columns.get(name.removeprefix("best ")) if name.startswith("best ") else None
-        return column is None or len(np.unique(np.log2(column).round(1))) > 3
+        return column is None or len(np.unique(_level(column))) > 3
 
     def interval(self, figures: Callable[[Floats], Mapping[str, float]]) -> dict[str, Between]:
         """The 95% percentile interval of any figures that follow from the reported coefficients; of those alone that resamples have."""
@@ -99,7 +100,7 @@ def fit(
     Args:
         law: one of `LAWS`.
         columns: its columns, one value a point.
-        resamples: of the trajectories with replacement, for intervals; each is fitted anew from the solution.
+        resamples: of the trajectories with replacement, for intervals; each is fitted anew, from the solution and from starts of its own.
         seed: of the resamples.
         starts: in place of the law's own; `hoffmann_grid` repeats Hoffmann et al.'s L-BFGS from 4,500 starts.
         trunks: of which trajectory each point is; points of one are drawn together, since they do not vary apart.
@@ -109,7 +110,7 @@ def fit(
     """
     columns = _checked(law, columns)
     begun = (starts or law.starts)(columns)
-    theta = min((_descended if starts else _polished)(law, columns, begun), key=lambda theta: _objective(law, theta, columns)[0])
+    theta = _best(law, columns, (_descended if starts else _polished)(law, columns, begun))
     theta = _solve(law, columns, theta, tolerance=1e-13)
     if missing := _missing(law, columns, theta) or _strange(law, columns, theta):
         raise OutgrowError(missing)
@@ -122,7 +123,7 @@ def fit(
         drawn = {name: values[chosen] for name, values in columns.items()}
         if _missing(law, drawn, theta):  # a resample of too few different values says nothing
             continue
-        draws.append(_solve(law, drawn, theta))
+        draws.append(_best(law, drawn, _polished(law, drawn, np.stack([theta, *law.starts(drawn)[:RESTARTS]]))))
     if len(draws) < resamples:
         raise OutgrowError(f"resamples of the {count} points rarely settle '{law.name}', so there is no interval: add runs")
     made = Fit(law, columns, theta, _objective(law, theta, columns)[0], np.array(draws).reshape(len(draws), len(theta)))
@@ -132,6 +133,11 @@ def fit(
             f"resamples of the {count} points settle '{law.name}' elsewhere than all of them do: {_APART.format(', '.join(law.inputs))}"
         )
     return made
+
+
+def _level(column: Floats) -> Floats:
+    """Values within some 7% are one: growth factors of 3.99 and 4.00, counted without embeddings, settle no curve."""
+    return np.log2(column).round(1)
 
 
 def _together(trunks: Sequence[str]) -> list[NDArray[np.intp]]:
@@ -181,7 +187,7 @@ def _checked(law: Law, columns: Columns) -> Columns:
 def _missing(law: Law, columns: Columns, theta: Floats) -> str:
     """What keeps points from settling the coefficients near `theta`, as a sentence; empty where nothing does."""
     for name, needed in law.distinct.items():
-        values = len(np.unique(columns[name]))
+        values = len(np.unique(_level(columns[name])))
         if values < needed:
             same = f"all points have the same {name}" if values == 1 else f"there are only {values} different values of {name}"
             return f"{same}, and the law '{law.name}' needs {needed}: add runs that differ in it"
@@ -191,6 +197,10 @@ def _missing(law: Law, columns: Columns, theta: Floats) -> str:
         inputs = ", ".join(law.inputs)
         return f"the points lie so that the coefficients of '{law.name}' cannot be told apart: {_APART.format(inputs)}"
     return ""
+
+
+def _best(law: Law, columns: Columns, found: list[Floats]) -> Floats:
+    return min(found, key=lambda theta: _objective(law, theta, columns)[0])
 
 
 def _polished(law: Law, columns: Columns, starts: Floats) -> list[Floats]:

@@ -207,7 +207,10 @@ def validation_loss(run: Run) -> float:
         loss, _ = mean_and_any(float(run.loss(torch.from_numpy(rows[own]))), False)
         total, count = total + loss * len(rows), count + len(rows)
     if not count:
-        raise OutgrowError(f"the held-out text is shorter than one sequence of {run.config.data.context}; raise data.validation_share")
+        raise OutgrowError(
+            f"the held-out text is shorter than one sequence of {run.config.data.context}; raise data.validation_share, or, of "
+            "data.sources, --validation-share of 'outgrow data prepare'"
+        )
     return total / count
 
 
@@ -224,10 +227,12 @@ def _validation_row(run: Run, batches: Batches) -> Row:
 
 def _record_first(run: Run, observer: Observer, batches: Batches) -> None:
     """The held-out loss before the first step, and the checkpoint of untrained weights, if that is asked for."""
-    if run.clock.tokens == run.first and not read_rows(run.directory):
+    if run.clock.tokens > run.first:
+        return
+    if not read_rows(run.directory):
         _record(run, observer, _validation_row(run, batches))
-        if run.first in run.config.keep:
-            _save(run)
+    if run.first in run.config.keep:
+        _save(run)
 
 
 def _evaluate(run: Run, observer: Observer, evaluate: Evaluate | None) -> None:
@@ -237,7 +242,7 @@ def _evaluate(run: Run, observer: Observer, evaluate: Evaluate | None) -> None:
     """
     if evaluate is None or not _evaluation_due(run):
         return
-    there = leads() and any(_is_evaluation(row, run.clock.tokens) for row in read_rows(run.directory)[-3:])
+    there = leads() and any(_is_evaluation(row, run.clock.tokens) for row in read_rows(run.directory))
     if mean_and_any(0.0, there)[1]:
         return
     _save(run)

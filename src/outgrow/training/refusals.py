@@ -52,6 +52,12 @@ def _of_the_clock(config: RunConfig, first: int) -> Iterator[str]:
             f"it starts at {first:,} tokens of '{parent.name}', which has steps of {parent.batch_tokens:,}, begins at "
             f"{first_token(parent):,} and ends at {parent.tokens:,}; let start.tokens be one of its steps"
         )
+    if early := [clock for clock in config.keep if clock < first]:
+        yield f"keep names the clocks {early}, which lie before its first token ({first:,}); remove them"
+    for name in ("unmask_tokens", "rewarm_tokens"):
+        length = getattr(config.start, name, None)
+        if length and length > config.tokens - first:
+            yield f"start.{name} ({length:,}) is more than the {config.tokens - first:,} tokens that it trains for; lower it"
     schedule = config.schedule
     begin, end = first if schedule.begin is None else schedule.begin, schedule.end or config.tokens
     if begin > first:

@@ -115,7 +115,7 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
         clock = replace(clock, steps=start.restore(optimizer))
     if leads():
         mend(directory / CHECKPOINTS)
-        forget_rows_after(directory / METRICS, clock.tokens if latest else -1)
+        forget_rows_after(directory / METRICS, clock.tokens)
     wait()
     flops = flops_per_token(arch, model_config, config.data.context)
     of_step = step_flops(arch, model_config, config.data.context, config.batch_tokens, config.optimizer.kind)
@@ -143,6 +143,6 @@ def _masks(start: Origin, plan: GrowthPlan, parameters: Mapping[str, Tensor], la
     behind = {name: (torch.from_numpy(where.copy()), torch.from_numpy(values)) for name, (where, values) in found.items()}
     if latest is None:
         return make_masks(parameters, behind)
-    masks = make_masks(dict(loaded(start.directory).named_parameters()), behind)
+    masks = make_masks(dict(loaded(start.directory).to(device()).named_parameters()), behind)
     restore_behind_masks(latest, parameters)
     return masks

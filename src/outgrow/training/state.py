@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from outgrow.checkpoint.huggingface import SINGLE
 from outgrow.checkpoint.lineage import LINEAGE, Lineage
-from outgrow.checkpoint.optimizer_state import CLOCK, moment_file, stored_moments
+from outgrow.checkpoint.optimizer_state import BEHIND_MASKS, CLOCK, moment_file, stored_moments
 from outgrow.checkpoint.ranks import PATIENCE, leads, telling, told, world
 from outgrow.checkpoint.safetensors_file import stored_in
 from outgrow.data.tokenizer import open_encoder
@@ -22,8 +22,6 @@ from outgrow.errors import OutgrowError
 from outgrow.files import new_directory, read_json, write_json
 from outgrow.training.distributed import Part, fill, from_files, like_parameter, snapshot, wait, write_tensors
 from outgrow.training.optim import MOMENTS, Optimizer
-
-BEHIND_MASKS = "behind_masks.safetensors"  # what is trained where the weights are still masked
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def _calls(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             assert isinstance(call, ast.Call)
             knobs = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
             plain = not call.args and None not in [one.arg for one in call.keywords]
-        except (SyntaxError, ValueError, AssertionError):
+        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError, AssertionError):  # as literal_eval raises them
             plain, knobs = False, {}
         if not plain:
             raise OutgrowError(f"cannot read the knobs '{found[2]}' of '{found[1]}'; write (knob=value, ...) with plain numbers or texts")

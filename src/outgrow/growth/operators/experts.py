@@ -60,11 +60,13 @@ def _said(arch: Arch, config: Config) -> dict[str, object]:
     defaults: dict[str, object] = {"rms_norm_eps": arch.get(config, "rms_norm_eps"), "num_key_value_heads": sizes["kv"]}
     if arch.family == "qwen3":
         defaults["head_dim"] = sizes["head"]
-    if not config.keys() & {"rope_theta", "rope_parameters"}:
-        defaults["rope_theta"] = 10000.0
     if config.get("model_type") == "mistral":
         defaults["sliding_window"] = 4096
-    return {key: value for key, value in defaults.items() if key not in config}
+    said = {key: value for key, value in defaults.items() if key not in config}
+    rope: dict[str, object] = config.get("rope_parameters") or {}
+    if config.get("rope_theta") is None and rope.get("rope_theta") is None:
+        said |= {"rope_parameters": {**rope, "rope_theta": 10000.0}} if rope else {"rope_theta": 10000.0}
+    return said
 
 
 def more_experts(arch: Arch, config: Config, factor: int = 2, noise: float = 0.0, seed: int = 0) -> GrowthPlan:
