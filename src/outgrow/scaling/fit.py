@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,6 @@ LEAST_EXPLAINED = 0.1  # of the spread of the points, by a law that they follow
 LEAST = 1e-5  # singular value of the scaled design that still tells coefficients apart
 FINITE = 0.975  # of the resamples must have a figure; an interval of the others alone would be too narrow
 OUTLIER = 3.5  # robust standard deviations
-RESTARTS = 2  # of a resample besides the solution, from where a coefficient that has collapsed to nothing could not come back
 TRIES = 20  # draws for each resample that is wanted; those that settle nothing are drawn anew
 Between = tuple[float, float]
 
@@ -100,7 +99,8 @@ def fit(
     Args:
         law: one of `LAWS`.
         columns: its columns, one value a point.
-        resamples: of the trajectories with replacement, for intervals; each is fitted anew, from the solution and from starts of its own.
+        resamples: of the trajectories with replacement, for intervals; each is fitted anew from the solution, or from a start of
+            its own where a coefficient of the solution is next to nothing, from where it could not come back.
         seed: of the resamples.
         starts: in place of the law's own; `hoffmann_grid` repeats Hoffmann et al.'s L-BFGS from 4,500 starts.
         trunks: of which trajectory each point is; points of one are drawn together, since they do not vary apart.
@@ -112,8 +112,9 @@ def fit(
     begun = (starts or law.starts)(columns)
     theta = _best(law, columns, (_descended if starts else _polished)(law, columns, begun))
     theta = _solve(law, columns, theta, tolerance=1e-13)
-    if missing := _missing(law, columns, theta) or _strange(law, columns, theta):
+    if missing := _strange(law, columns, theta) or _missing(law, columns, theta):
         raise OutgrowError(missing)
+    stuck = bool(np.any(theta < np.add(law.least, 1)))
     rng, count, draws = np.random.default_rng(seed), _count(columns), list[Floats]()
     kept = _together(trunks or [str(point) for point in range(count)])
     for _ in range(TRIES * resamples):
@@ -123,7 +124,7 @@ def fit(
         drawn = {name: values[chosen] for name, values in columns.items()}
         if _missing(law, drawn, theta):  # a resample of too few different values says nothing
             continue
-        draws.append(_best(law, drawn, _polished(law, drawn, np.stack([theta, *law.starts(drawn)[:RESTARTS]]))))
+        draws.append(_solve(law, drawn, _best(law, drawn, law.starts(drawn)) if stuck else theta, tolerance=1e-6 if stuck else 1e-9))
     if len(draws) < resamples:
         raise OutgrowError(f"resamples of the {count} points rarely settle '{law.name}', so there is no interval: add runs")
     made = Fit(law, columns, theta, _objective(law, theta, columns)[0], np.array(draws).reshape(len(draws), len(theta)))
@@ -199,7 +200,7 @@ def _missing(law: Law, columns: Columns, theta: Floats) -> str:
     return ""
 
 
-def _best(law: Law, columns: Columns, found: list[Floats]) -> Floats:
+def _best(law: Law, columns: Columns, found: Iterable[Floats]) -> Floats:
     return min(found, key=lambda theta: _objective(law, theta, columns)[0])
 
 
@@ -214,7 +215,8 @@ def _solve(law: Law, columns: Columns, start: Floats, tolerance: float = 1e-9) -
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of resamples that say little
         found = optimize.least_squares(
             lambda theta: law.prediction(theta, columns)[0] - observed,
-            start,
+            np.maximum(start, np.nextafter(law.least, np.inf)),
+            bounds=(law.least, np.inf),
             jac=lambda theta: law.prediction(theta, columns)[1],  # type: ignore[arg-type]
             loss="huber", f_scale=law.delta, x_scale="jac", ftol=tolerance, xtol=tolerance, gtol=tolerance, max_nfev=500,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -32,6 +33,7 @@ class Law:
         reported: inner coefficients -> reported ones.
         derived: reported coefficients -> what follows from them, by name; NaN where nothing does.
         distinct: input -> how many different values the coefficients need.
+        least: inner coefficient, or of each, below which nothing changes; an optimum at minus infinity is looked for no further down.
         between: reported coefficient -> bounds outside of which points do not follow the law.
     """
 
@@ -49,6 +51,7 @@ class Law:
     distinct: Mapping[str, int]
     derived: Callable[[Floats], Mapping[str, float]] = lambda coefficients: {}
     unlog: Callable[[Floats], Floats] = lambda values: values
+    least: tuple[float, ...] | float = -np.inf
     between: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, "tuple[float, float]"])
 
     @property
@@ -76,7 +79,7 @@ def _chinchilla(theta: Floats, columns: Columns) -> tuple[Floats, Floats]:
     return largest + np.log(total), np.stack([*shares, -shares[1] * params, -shares[2] * tokens], axis=1)
 
 
-def _projected(columns: Columns, exponents: int = 40, kept: int = 6) -> Floats:
+def _projected(columns: Columns, exponents: int = 20, kept: int = 6) -> Floats:
     """Starts by variable projection: for each alpha and beta of a grid the best E, A, B follow from linear least squares.
 
     Relative errors are minimised, which near the law are errors of log L; so the grid's best points are near the optimum of the
@@ -172,7 +175,7 @@ LAWS: Mapping[str, Law] = {
             "chinchilla", "L = E + A / N^alpha + B / D^beta", "arXiv:2203.15556", "loss", ("params", "tokens"),
             ("E", "A", "B", "alpha", "beta"), 1e-3, _chinchilla, _log_loss, _projected,
             lambda theta: np.concatenate([np.exp(theta[:3]), theta[3:]]), {"params": 3, "tokens": 3},
-            unlog=np.exp, between={"alpha": (0.0, 4.0), "beta": (0.0, 4.0)},
+            unlog=np.exp, least=(math.log(1e-4), -np.inf, -np.inf, -np.inf, -np.inf), between={"alpha": (0.0, 4.0), "beta": (0.0, 4.0)},
         ),
         _linear_law(
             "power", _power_terms, _log_loss, equation="L = a C^b", citation="arXiv:2405.15319", predicts="loss", inputs=("flops",),
