@@ -30,7 +30,8 @@ def measured(source: Checkpoint, target: Path, plan: GrowthPlan, most_bytes: int
         most_bytes: of memory that may be used; what is free if not given.
 
     Raises:
-        OutgrowError: the plan claims to preserve the function, and what was written does not, beyond its dtype's rounding.
+        OutgrowError: the plan claims to preserve the function, and what was written does not, beyond its dtype's rounding; or transformers opens the
+            source, and refuses what was written.
     """
     entries = sum(math.prod(shape) for shape in plan.grown_arch.shapes(plan.target_config).values())
     needed, free = 3 * 8 * entries, _free_bytes()
@@ -43,17 +44,11 @@ def measured(source: Checkpoint, target: Path, plan: GrowthPlan, most_bytes: int
     vocab = plan.arch.sizes(plan.origin)["vocab"]
     tokens = torch.randint(0, vocab, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
     transformers.utils.logging.disable_progress_bar()
-    before = torch.empty(0)
     try:
         before = _logits(source.directory, tokens)
-        after = _logits(target, tokens)
-    except StrictDataclassError as error:
-        if not before.numel():
-            return {"not measured": f"transformers refuses the source: {one_line(error)}"}
-        raise OutgrowError(
-            f"transformers refuses what '{plan.operator}' makes of it: {one_line(error)}; nothing was written. Choose other sizes, or use "
-            "--no-measure to write it all the same"
-        ) from None
+        after = _logits_of_grown(target, tokens, plan)
+    except OutgrowError:
+        raise
     except Exception as error:  # transformers does not know the model, or lacks what it needs, and raises what it likes
         return {"not measured": f"transformers cannot run it: {one_line(error)}"}
     difference, deviation = float((before - after).abs().max()), float(before.std())
@@ -78,6 +73,16 @@ def _is_what_transformers_opens(source: Checkpoint) -> bool:
 @torch.no_grad()
 def _logits(directory: Path, tokens: torch.Tensor) -> torch.Tensor:
     return exact_logits(exact_model(directory), tokens)
+
+
+def _logits_of_grown(target: Path, tokens: torch.Tensor, plan: GrowthPlan) -> torch.Tensor:
+    try:
+        return _logits(target, tokens)
+    except StrictDataclassError as error:
+        raise OutgrowError(
+            f"transformers refuses what '{plan.operator}' makes of it: {one_line(error)}; nothing was written. Choose other sizes, or use "
+            "--no-measure to write it all the same"
+        ) from None
 
 
 def _free_bytes() -> int:
