@@ -30,8 +30,8 @@ def measured(source: Checkpoint, target: Path, plan: GrowthPlan, most_bytes: int
         most_bytes: of memory that may be used; what is free if not given.
 
     Raises:
-        OutgrowError: the plan claims to preserve the function, and what was written does not, beyond its dtype's rounding; or transformers opens the
-            source, and refuses what was written.
+        OutgrowError: the plan claims to preserve the function, and what was written does not, beyond its dtype's rounding; or
+            transformers runs the source and refuses what was written.
     """
     entries = sum(math.prod(shape) for shape in plan.grown_arch.shapes(plan.target_config).values())
     needed, free = 3 * 8 * entries, _free_bytes()
