@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from typer.testing import CliRunner
 
 from outgrow.checkpoint.grow import grow_directory
@@ -31,7 +31,7 @@ from outgrow.evaluation.local_tasks import files_hash, made_tasks, read_task, wr
 from outgrow.evaluation.loss import corpus_loss
 from outgrow.evaluation.model import open_model, weights_hash
 from outgrow.evaluation.sample import sample
-from outgrow.evaluation.suite import presets, read_suite
+from outgrow.evaluation.suite import Suite, presets, read_suite
 from outgrow.growth.operators import make_plan
 from outgrow.lab.ancestry import in_order
 from outgrow.lab.comparison import Comparison
@@ -681,3 +681,44 @@ def test_tasks_made_of_a_corpus_are_found_again(place, tmp_path):
     stamp = (first / "suite.yaml").stat().st_mtime_ns
     assert made_tasks(tmp_path, [str(place / "corpus")], 6, 0.3) == first
     assert (first / "suite.yaml").stat().st_mtime_ns == stamp
+
+
+def test_names_of_checkpoints_here_and_elsewhere_are_told_apart(tmp_path, monkeypatch):
+    from outgrow.cli.show import short_names
+
+    (tmp_path / "one").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    assert short_names(["."]) == ["one"]
+    assert all(short_names([".", "../other"]))
+
+
+def test_what_falls_is_told_by_the_metric_and_not_by_a_tasks_name():
+    from outgrow.lab.evaluating import falls
+
+    assert not falls("eval/character")
+    assert falls("eval/wmt/ter")
+    assert falls("eval/average/mean_word_perplexity")
+
+
+def test_averages_are_of_one_kind_of_metric():
+    suite = Suite(tasks=("a", "b"), averages={"both": ("a", "b")})
+    found = {
+        name: {"metric": "word_perplexity", "value": value, "stderr": 1.0, "higher_is_better": False}
+        for name, value in (("a", 20.0), ("b", 10.0))
+    }
+    average = results.averages(suite, found)["both"]
+    assert (average["metric"], average["value"]) == ("mean_word_perplexity", 15.0)
+    assert results.averages(suite, {**found, "b": {**found["b"], "metric": "acc"}}) == {}
+
+
+def test_f_strings_ask_nothing_in_any_python():
+    texts = [token.text for token in python_tokens('a = f"{b(c)}" + d\n')]
+    assert "d" in texts
+    assert "b" not in texts
+
+
+def test_a_checkpoints_own_generation_settings_do_not_stand_in(place):
+    opened = open_model(place / "checkpoint")
+    plain = sample(opened, "def ", 8, 0.0)
+    opened.model.generation_config = GenerationConfig(repetition_penalty=50.0, top_p=0.01)
+    assert sample(opened, "def ", 8, 0.0) == plain

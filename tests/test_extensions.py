@@ -422,3 +422,57 @@ def test_cells_and_pages():
     assert cell(verdict).endswith("trains dual alike")
     assert "| direct-width | " in markdown({"direct-width": {"llama": verdict}})
     assert cell(check("upcycle", TINY["gpt2"])) == "-"
+
+
+def test_operators_of_ones_own_are_taken_at_their_word(tmp_path):
+    """Under a name that ours have as another; one that fails; one that changes the config; one that takes anything."""
+    file = tmp_path / "own.py"
+    file.write_text(
+        OWN
+        + """
+
+def direct_depth(arch: Arch, config: Config, factor: int = 3) -> GrowthPlan:
+    return GrowthPlan("mine", {}, arch, config, tuple(reversed(range(arch.layers(config)))), Claims(preserves=False, trains=True), "mine")
+
+
+def fails(arch: Arch, config: Config) -> GrowthPlan:
+    return config["nothing"]
+
+
+def mutates(arch: Arch, config: Config) -> GrowthPlan:
+    config["rope_theta"] = 12345.0
+    return last_twice(arch, config)
+
+
+def anything(arch: Arch, config: Config, **knobs) -> GrowthPlan:
+    return last_twice(arch, config)
+"""
+    )
+    own, config = load_operators(str(file)), dict(TINY["llama"])
+    assert make_plan("direct-depth", LLAMA, config, {}, own).operator == "mine"
+    assert make_plan("direct-depth", LLAMA, config, {}).operator == "stack"
+    with pytest.raises(OutgrowError, match="the operator 'fails' fails for llama: KeyError: 'nothing'"):
+        make_plan("fails", LLAMA, config, {}, own)
+    assert "KeyError" in check("fails", TINY["llama"], operators=own).refusal
+    make_plan("mutates", LLAMA, config, {}, own)
+    assert config == TINY["llama"]
+    with pytest.raises(OutgrowError, match="takes any 'knobs'; let it name its knobs"):
+        make_plan("anything", LLAMA, config, {}, own)
+
+
+@pytest.mark.parametrize(
+    ("edits", "says"),
+    [
+        (
+            {"depth_maps": {"self_attn.q_proj.weight": torch.full((4, 4), 0.25).numpy()}},
+            "is no module of llama; its modules: .*self_attn.q_proj",
+        ),
+        ({"keys": {"mlp.up_proj": "mlp.gate_proj.weight"}}, "the plan says what makes 'mlp.up_proj', which is no tensor of llama"),
+        ({"layers": (0.0, 1.0, 2.0, 3.0)}, "must hold whole numbers"),
+        ({"ends": (1.0, 1.0, float("nan"), 1.0)}, "must by finite numbers"),
+    ],
+)
+def test_plans_that_would_do_nothing_or_harm_are_refused_when_they_are_made(edits, says):
+    given = {"layers": (0, 1, 2, 3), **edits}
+    with pytest.raises(OutgrowError, match=says):
+        GrowthPlan("mine", {}, LLAMA, dict(TINY["llama"]), claims=Claims(preserves=False, trains=True), citation="mine", **given)

@@ -19,7 +19,7 @@ from outgrow.arch import arch_for, step_flops
 from outgrow.config import parse
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.lab.ancestry import lineage, model_of
-from outgrow.lab.campaign import run_study
+from outgrow.lab.campaign import refuse_arms, run_study
 from outgrow.lab.figures import Figure, Series, as_plotly, save_figures
 from outgrow.lab.findings import findings, rank_correlation
 from outgrow.lab.records import Record, Records, diverged_record
@@ -199,6 +199,34 @@ def test_sizes_that_are_not_whole_or_not_there_and_growth_in_the_decay_are_refus
             trial(wrong, scale, "b", 0, 0.01)
     with pytest.raises(OutgrowError, match="did you mean 'operators'"):
         open_study("operator", "nano", STUDIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_study_can_be_trained(name):
+    refuse_arms(*nano(name))
+
+
+@pytest.mark.parametrize(
+    ("edits", "says"),
+    [
+        (
+            {"base": {"num_hidden_layers": 0.5}, "growths": [{"grow": "stack(factor=3)", "at": 0.1}]},
+            "it ends with 6 of 'layer', and its target has 4",
+        ),
+        ({"base": {"hidden_size": 0.5}, "growths": [{"grow": "direct-width(hidden={hidden_size})"}]}, "of 'head', and its target has 16"),
+        (
+            {"base": {"num_hidden_layers": 0.25}, "growths": [{"grow": "stack(factor=2)"}, {"grow": "stack(factor=2)", "at": 0.1}]},
+            "must lie beyond",
+        ),
+        ({"base": {"num_hidden_layers": 0.5}, "growths": [{"grow": "stak(factor=2)"}]}, "unknown operator 'stak'"),
+    ],
+)
+def test_arms_that_cannot_be_trained_are_named_before_any_is(folder, edits, says):
+    study, scale = open_study("pair", "tiny", folder)
+    study = parse(Study, {**study.model_dump(), "arms": {"scratch": {}, "odd": edits}}, where="here")
+    with pytest.raises(OutgrowError, match="the study 'pair' cannot be trained: arm 'odd': ") as caught:
+        refuse_arms(study, scale)
+    assert says in str(caught.value)
 
 
 # -- sweeps

@@ -50,6 +50,8 @@ class Lift:
     gain: Floats
 
     def __post_init__(self) -> None:
+        if getattr(getattr(self.source, "dtype", None), "kind", "") not in ("i", "u"):
+            raise OutgrowError(f"the sources of a lift of a space of {self.size} must be an array of whole numbers")
         lengths = {len(values) for values in (self.source, self.write, self.read, self.gain)}
         if len(lengths) > 1 or not len(self.source) or not (MEAN <= self.source.min() <= self.source.max() < self.size):
             raise OutgrowError(f"a lift of a space of {self.size} needs a source, a write, a read and a gain for each new index")

@@ -75,8 +75,8 @@ def grow(
     families = families_of(family_file)
     checkpoint = open_checkpoint(local(source), families, trust_pickle, config)
     if plan:
-        if operator or factor is not None or layers or knob:
-            raise OutgrowError("--plan says everything; give it alone, without --operator, --factor, --layers or --knob")
+        if operator or factor is not None or layers or knob or operator_file:
+            raise OutgrowError("--plan says everything; give it alone, without --operator, --factor, --layers, --knob or --operator-file")
         made = GrowthPlan.from_json(read_json(plan), families)
     else:
         made = _plan(checkpoint, operator, factor, layers, knob, operator_file)

@@ -57,9 +57,10 @@ def without_nan(value: Any) -> Any:
 
 def short_names(names: list[str]) -> list[str]:
     """Paths without the parts that all of them have in front or behind, so that what tells them apart stays."""
-    parts = [Path(name).parts for name in names]
+    paths = [Path(name) if Path(name).name else Path(name).resolve() for name in names]  # '.' has no parts
+    parts = [path.parts for path in paths]
     if len(parts) < 2:
-        return [Path(name).name for name in names]
+        return [path.name for path in paths]
     shortest = min(map(len, parts))
     front = next((i for i in range(shortest) if len({one[i] for one in parts}) > 1), shortest - 1)
     back = next((i for i in range(shortest - front) if len({one[-1 - i] for one in parts}) > 1), shortest - front - 1)

@@ -31,7 +31,7 @@ def study(
 
     Records go to FOLDER/results/SCALE.jsonl, a line a run; 'outgrow report NAME' makes tables and figures of them.
     """
-    from outgrow.lab.campaign import run_study
+    from outgrow.lab.campaign import refuse_arms, run_study
     from outgrow.lab.findings import state_lines
     from outgrow.lab.records import Records
     from outgrow.lab.studies import named, results_file
@@ -48,7 +48,9 @@ def study(
         logs = where / "logs"
         submit = submit_with(executor(cluster, logs, 1, 1, 24.0, pairs(option, "--option")), logs)
     for asked, size in found:
-        if not show:
+        if show:
+            refuse_arms(asked, size)
+        else:
             run_study(asked, size, seeds, where, records, jobs, threads, lambda line: print(line, flush=True), submit)
         print("\n".join(state_lines(asked, size, seeds, records)))
 
@@ -69,8 +71,8 @@ def report(
 ) -> None:
     """Write the report of a finished comparison, or of studies, from their files alone: one page that opens offline."""
     if not studies:
-        if against:
-            raise OutgrowError("--against names an arm of a study; name the study too")
+        if against or pictures:
+            raise OutgrowError("--against and --pictures are of studies; name the studies too")
         from outgrow.lab.demo import open_comparison, show
         from outgrow.lab.outcome import read_outcome
 

@@ -92,6 +92,16 @@ def _records(document: Document) -> Iterator[tuple[str, str, str, dict[str, Any]
             yield task, question.kind, question.order, record
 
 
+def _without_f_strings(tokens: list[tokenize.TokenInfo]) -> Iterator[tokenize.TokenInfo]:
+    """From Python 3.12 on names and brackets inside f-strings are tokens; before, each was one of a kind that no question asks for."""
+    depth = 0
+    for token in tokens:
+        kind = tokenize.tok_name[token.type]
+        depth += kind.endswith("STRING_START") - kind.endswith("STRING_END")
+        if not depth and not kind.endswith("STRING_END"):
+            yield token
+
+
 def python_tokens(text: str) -> list[Token]:
     """The tokens of a Python source; none where it is not one."""
     lines = text.splitlines(keepends=True)
@@ -102,7 +112,7 @@ def python_tokens(text: str) -> list[Token]:
         found = list(tokenize.generate_tokens(io.StringIO(text, newline="").readline))
     except (tokenize.TokenError, SyntaxError):
         return []
-    inside = [token for token in found if token.start[0] <= len(lines)]
+    inside = [token for token in _without_f_strings(found) if token.start[0] <= len(lines)]
     tokens = [Token(token.type, token.string, starts[token.start[0] - 1] + token.start[1], token.start[1]) for token in inside]
     return (
         tokens if all(text.startswith(token.text, token.offset) for token in tokens if token.kind in (tokenize.NAME, tokenize.OP)) else []

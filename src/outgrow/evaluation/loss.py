@@ -105,6 +105,8 @@ def corpus_loss(
         if whole.documents == before:
             raise OutgrowError(f"no document of '{source}' is held out; give a larger --validation-share, or read all with --all")
     rows = {name: sums.row() for name, sums in found.items()}
+    if "all" in rows and len(rows) > 1:
+        raise OutgrowError("a source is called 'all', as the sum of all is; write it './all'")
     return rows if len(rows) == 1 else rows | {"all": whole.row()}
 
 

@@ -24,6 +24,7 @@ from outgrow.files import file_hash, read_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_READ_WITH_IT = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 _UNSAID = 2048  # tokens, where a config does not say how many it takes
 
 
@@ -118,7 +119,7 @@ def weights_hash(directory: Path) -> str:
 def tokenizer_hash(directory: Path, tokenizer: str | None) -> str:
     """A hash of a tokenizer's files."""
     folder = Path(tokenizer) if tokenizer else directory
-    return hash_of({name: file_hash(folder / name) for name in _TOKENIZERS if (folder / name).is_file()})
+    return hash_of({name: file_hash(folder / name) for name in (*_TOKENIZERS, *_READ_WITH_IT) if (folder / name).is_file()})
 
 
 def _tokenizer(folder: Path, trained: bool) -> Any:

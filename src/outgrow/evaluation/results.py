@@ -73,15 +73,16 @@ def evaluate(
 
 
 def averages(suite: Suite, results: Results) -> Results:
-    """The plain means that a suite asks for; their standard errors are of independent tasks."""
+    """The plain means that a suite asks for, of one kind of metric; their standard errors are of independent tasks."""
     found: Results = {}
     for name, tasks in suite.averages.items():
         parts = [results[task] for task in tasks if task in results]
-        if len(parts) == len(tasks):
+        kinds = {"mean" if _is_share(part["metric"]) else f"mean_{part['metric']}" for part in parts}
+        if len(parts) == len(tasks) and len(kinds) == 1:
             errors = [part["stderr"] for part in parts]
             error = None if None in errors else math.sqrt(sum(one**2 for one in errors)) / len(errors)
             value = sum(part["value"] for part in parts) / len(parts)
-            found[name] = {"metric": "mean", "value": value, "stderr": error, "higher_is_better": parts[0]["higher_is_better"]}
+            found[name] = {"metric": kinds.pop(), "value": value, "stderr": error, "higher_is_better": parts[0]["higher_is_better"]}
     return found
 
 
@@ -128,4 +129,4 @@ def _number(value: Any) -> str:
 
 
 def _is_share(metric: str) -> bool:
-    return metric.startswith(("acc", "exact_match", "mean"))
+    return metric == "mean" or metric.startswith(("acc", "exact_match"))

@@ -36,6 +36,7 @@ def sample(
     drawn = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0} if temperature else {"do_sample": False}
     settings = GenerationConfig(max_new_tokens=tokens, eos_token_id=end, pad_token_id=opened.prefix if end is None else end, **drawn)
     rows_BT = torch.tensor([inputs] * count, device=opened.device)
+    opened.model.generation_config = GenerationConfig()  # or what the checkpoint says would stand in for whatever is not given
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         written_BT = opened.model.generate(rows_BT, attention_mask=torch.ones_like(rows_BT), generation_config=settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -88,9 +89,13 @@ class GrowthPlan:
 
     def __post_init__(self) -> None:
         old = self.arch.layers(self.source_config)
+        if not all(isinstance(layer, (int, np.integer)) for layer in cast("tuple[Any, ...]", self.layers)):
+            raise OutgrowError(f"the layer list {list(self.layers)} must hold whole numbers")
         sources = self.layers if old else [layer for layer in self.layers if layer != FRESH]
         if not self.layers or not all(FRESH <= layer < old for layer in sources):
             raise OutgrowError(f"the layer list {list(self.layers)} must name layers 0 to {old - 1} of the source")
+        if not all(math.isfinite(end) for end in self.ends or ()):
+            raise OutgrowError(f"the plan scales branches by {list(self.ends or ())}, and must by finite numbers")
         if self.ends and len(self.ends) != len(self.layers):
             raise OutgrowError(f"the plan scales the branches of {len(self.ends)} layers, and the target has {len(self.layers)}")
         for name, lift in self.lifts.items():
@@ -166,7 +171,11 @@ class GrowthPlan:
                     )
 
     def _check_maps(self, old: int) -> None:
-        """Learned maps make every layer of the target of those of the source."""
+        """Learned maps make every layer of the target of those of the source, and are of modules that there are."""
+        modules = list(dict.fromkeys(key.rpartition(".")[0] for key in self.grown_arch.layer))
+        if unknown := sorted(self.depth_maps.keys() - set(modules)):
+            known = ", ".join(modules)
+            raise OutgrowError(f"'{unknown[0]}' of the depth maps is no module of {self.grown_arch.family}; its modules: {known}")
         for module, weights in self.depth_maps.items():
             if (shape := tuple(weights.shape)) != (len(self.layers), old):
                 raise OutgrowError(f"the depth map of '{module}' is {list(shape)}, and must be [{len(self.layers)}, {old}]")
@@ -203,6 +212,8 @@ class GrowthPlan:
         """Whatever is not fresh is made of a tensor that the source has, of the shape that the lifts move; none is lost behind a tie."""
         if self.grown_arch.is_tied(self.target_config) and not self.arch.is_tied(self.source_config):
             raise OutgrowError("the plan's edits to the config tie the output head, and the source's own would be lost; leave them out")
+        if unknown := sorted(self.keys.keys() - self.grown_arch.top.keys() - self.grown_arch.layer.keys()):
+            raise OutgrowError(f"the plan says what makes '{unknown[0]}', which is no tensor of {self.grown_arch.family}")
         one_layer = {self.arch.layer_count: 1, self.grown_arch.layer_count: 1}  # all are alike
         found = {tensor.key: tensor for tensor in self.arch.tensors({**self.source_config, **one_layer})}
         old = self.arch.sizes(self.source_config)
@@ -339,7 +350,10 @@ class GrowthPlan:
         """Says where learned maps, of this stage or one before it, are yet to be trained."""
         for stage in self.stages:
             if stage.is_untrained:
-                raise OutgrowError(f"the maps of '{stage.operator}' are not trained yet; 'outgrow learn' writes a plan in which they are")
+                raise OutgrowError(
+                    f"the maps of '{stage.operator}' are not trained yet; 'outgrow learn' writes a plan in which those of learn-depth and "
+                    "learn-width are, and a plan of your own says by 'flops' what its maps have cost"
+                )
 
     def then(self, after: GrowthPlan) -> GrowthPlan:
         """This plan, and after it another that was made for its target."""

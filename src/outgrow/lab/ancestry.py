@@ -10,6 +10,7 @@ from pathlib import Path
 
 from outgrow.arch import Config, arch_for, step_flops
 from outgrow.checkpoint.lineage import read_lineage
+from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
@@ -70,7 +71,12 @@ def _source_of(start: Start) -> Config:
 
 def growth_of(run: RunConfig) -> GrowthPlan | None:
     """The plan by which a run's first weights are grown, if they are; learned maps are yet to be trained in it."""
-    return plan_of(run.start, _source_of(run.start)) if run.start and run.start.operator else None
+    if not (run.start and run.start.operator):
+        return None
+    try:
+        return plan_of(run.start, _source_of(run.start))
+    except OutgrowError as error:
+        raise OutgrowError(f"'{run.name}': {error}") from None
 
 
 def plan_of(start: Start, source: Config) -> GrowthPlan:

@@ -67,7 +67,7 @@ def need_of(run: RunConfig, ranks: int = 1) -> Need:
 
 
 def _activations(run: RunConfig, config: Any, tokens: int) -> int:
-    """Bytes that blocks keep for the backward pass of so many tokens, in the precision of products; attention in fused kernels."""
+    """Bytes kept for the backward pass of so many tokens, in the precision of products; attention in fused kernels."""
     arch = arch_for(config)
     sizes = arch.sizes(config)
     width = 2 if run.precision == "bf16" else 4
@@ -75,7 +75,8 @@ def _activations(run: RunConfig, config: Any, tokens: int) -> int:
     inside = width * (4 * sizes["hidden"] + 3 * heads + 4 * sizes["ffn"])
     residual = 4 * sizes["hidden"]
     layers = arch.layers(config)
-    return tokens * (residual * layers + inside * (1 if run.recompute else layers))
+    capped = 3 * 4 * sizes["vocab"] if config.get("final_logit_softcapping") else 0  # logits that must be whole, and their gradient
+    return tokens * (residual * layers + inside * (1 if run.recompute else layers) + capped)
 
 
 def need_lines(runs: list[RunConfig], ranks: int, days: float) -> Iterator[str]:

@@ -15,17 +15,19 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
-from outgrow.data.packed import prepare
+from outgrow.arch import Config, arch_for
+from outgrow.data.packed import Packed, prepare
 from outgrow.errors import DivergedError, Interrupted, OutgrowError
 from outgrow.files import read_json
-from outgrow.lab.ancestry import own_flops
+from outgrow.lab.ancestry import lineage, model_of, own_flops
 from outgrow.lab.execute import execute
 from outgrow.lab.records import Record, Records, diverged_record, record_of
 from outgrow.lab.runs import ENVIRONMENT, finished, place, read_result
 from outgrow.lab.stopping import on_stop
-from outgrow.lab.study import Scale, Study
+from outgrow.lab.study import Scale, Study, scale_of, target_of, trial
 from outgrow.lab.sweep import wanted
-from outgrow.training.config import RunConfig
+from outgrow.training.config import RunConfig, first_token
+from outgrow.training.refusals import problems
 
 _busy = Lock()  # held by a worker while it trains
 
@@ -46,7 +48,9 @@ def run_study(
         submit: hands `(train_one, run, root)` to something else than processes of this machine, and returns a future.
     """
     commit = _commit()
-    records.require_text(prepare(scale.data, root / "data").corpus_hash, f"'{study.name}' would be trained on")
+    packed = prepare(scale.data, root / "data")
+    records.require_text(packed.corpus_hash, f"'{study.name}' would be trained on")
+    refuse_arms(study, scale, packed)
     with _workers(jobs, threads, submit) as start:
         going: dict[Future[str], RunConfig] = {}
         while True:
@@ -73,6 +77,30 @@ def run_study(
                     else f"held-out loss {record.final_loss:.4f} at {record.flops:.3e} FLOPs"
                 )
                 tell(f"{run.name}: {says}" + ("" if rest is None else f"; about {rest / jobs / 60:.0f} min left"))
+
+
+def refuse_arms(study: Study, scale: Scale, packed: Packed | None = None) -> None:
+    """Tells all that is wrong with a study's arms before the first is trained: what no run could do, an end that is not the target."""
+    wrong: list[str] = []
+    for name, arm in study.arms.items():
+        own = scale_of(arm, scale)
+        try:
+            one = trial(study, scale, name, 0, own.rates[0])
+            target, made = (_sizes(config) for config in (target_of(arm, own), model_of(next(iter(one.branches.values())))))
+            other = [space for space, size in target.items() if made.get(space) != size]
+            found = [f"it ends with {made.get(space)} of '{space}', and its target has {target[space]}" for space in other]
+            for run in {run.identity(): run for end in one.branches.values() for run in lineage(end)}.values():
+                found += [f"'{run.name}': {problem}" for problem in problems(run, model_of(run), first_token(run), packed, 1)]
+        except OutgrowError as error:
+            found = [str(error)]
+        wrong += [f"arm '{name}': {problem}" for problem in dict.fromkeys(found)]
+    if wrong:
+        raise OutgrowError(f"the study '{study.name}' cannot be trained: " + "; ".join(wrong))
+
+
+def _sizes(config: Config) -> dict[str, int]:
+    arch = arch_for(config)
+    return {"layer": arch.layers(config), **arch.sizes(config)}
 
 
 def train_one(run: RunConfig, root: Path) -> str:

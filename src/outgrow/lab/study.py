@@ -21,7 +21,7 @@ from outgrow.errors import OutgrowError
 from outgrow.lab.ancestry import in_order
 from outgrow.models.build import ModelConfig
 from outgrow.scaling.shapes import with_layers
-from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, Start
+from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, Start, first_token
 
 
 class Scale(Settings):
@@ -153,6 +153,11 @@ def scale_of(arm: Arm, scale: Scale) -> Scale:
     return parse(Scale, _edited(scale.model_dump(), arm.settings, "scale"), where="an arm's settings") if arm.settings else scale
 
 
+def target_of(arm: Arm, scale: Scale) -> dict[str, Any]:
+    """The config of the model that an arm trains in the end."""
+    return _model(scale.model, arm.target)
+
+
 def trial(study: Study, scale: Scale, name: str, seed: int, rate: float) -> Trial:
     """The runs of an arm at a seed and a peak learning rate."""
     arm = study.arms[name]
@@ -162,7 +167,8 @@ def trial(study: Study, scale: Scale, name: str, seed: int, rate: float) -> Tria
     # Another study may have this trunk too, and leave it at other budgets of the scale.
     leaves = {_departure(_whole(budget, scale), scale) for budget in scale.budgets}
     trunks = {
-        budget: one.model_copy(update={"keep": tuple(sorted(at for at in leaves if at <= one.tokens))}) for budget, one in trunks.items()
+        budget: one.model_copy(update={"keep": tuple(sorted(at for at in leaves if first_token(one) <= at <= one.tokens))})
+        for budget, one in trunks.items()
     }
     branches = {}
     for budget, trunk in trunks.items():
@@ -180,7 +186,7 @@ def budgets_of(arm: Arm, scale: Scale) -> list[float]:
 
 def _trunk(arm: Arm, scale: Scale, budget: int, budgets: list[int], label: str, seed: int, rate: float) -> RunConfig:
     """The constant-rate run from which a budget's branch leaves; one for all budgets where growth does not depend on them."""
-    target = _model(scale.model, arm.target)
+    target = target_of(arm, scale)
     model = _model(target, arm.base)
     ends = [budget] if arm.late else budgets
     warm = ScheduleConfig(warmup_tokens=scale.warmup_tokens)  # type: ignore[call-arg]

@@ -58,7 +58,7 @@ def measured(source: Checkpoint, target: Path, plan: GrowthPlan, most_bytes: int
         if difference > rounding * deviation:
             raise OutgrowError(
                 f"'{plan.operator}' claims to preserve the function, and the logits differ by {difference:.2g} at a deviation of "
-                f"{deviation:.2g}; nothing was written. Please report this, or use --no-measure to write it all the same"
+                f"{deviation:.2g}; nothing was written. Let an operator of your own claim preserves=False; of one of ours, please report it"
             )
     return {"logit_difference": difference, "logit_deviation": deviation, "tokens": SEQUENCES * LENGTH, "computed_in": "float64"}
 

@@ -108,6 +108,7 @@ def _matches(label: str, row: Row, only: Mapping[str, str]) -> bool:
     for name, pattern in only.items():
         if name not in row:
             raise OutgrowError(f"{label}: there is no column '{name}' for --only{suggestion(name, row)}")
-        if not fnmatch.fnmatchcase(str(row[name]), pattern):
+        value: Any = row[name]
+        if not fnmatch.fnmatchcase(str(value).lower() if isinstance(value, bool) else str(value), pattern):
             return False
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import re
 import sys
@@ -11,7 +12,7 @@ from types import SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from outgrow.arch import Arch, Config
-from outgrow.errors import OutgrowError
+from outgrow.errors import OutgrowError, one_line
 from outgrow.growth.operators.arrange import arrange, layer_list
 from outgrow.growth.operators.bert2bert import aki, fpi
 from outgrow.growth.operators.direct_width import direct_width
@@ -72,10 +73,13 @@ def single_plan(
     name: str, arch: Arch, config: Config, knobs: Mapping[str, Any], operators: Mapping[str, Operator] = OPERATORS
 ) -> GrowthPlan:  # fmt: skip
     """The plan of one named operator."""
-    name = ALIASES.get(name, name)
+    name = name if name in operators else ALIASES.get(name, name)
     if name not in operators:
         raise OutgrowError(f"unknown operator '{name}'; known: {', '.join(operators)}")
-    parameters = dict(list(inspect.signature(operators[name]).parameters.items())[2:])
+    taken = list(inspect.signature(operators[name]).parameters.items())[2:]
+    if variable := next((knob for knob, one in taken if one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL)), None):
+        raise OutgrowError(f"the operator '{name}' takes any '{variable}'; let it name its knobs, so that they can be checked and told")
+    parameters = dict(taken)
     for knob, value in knobs.items():
         if knob not in parameters:
             has = f"it has: {', '.join(parameters)}" if parameters else "it has none"
@@ -91,7 +95,12 @@ def single_plan(
     for knob, parameter in parameters.items():
         if parameter.default is parameter.empty and knob not in knobs:
             raise OutgrowError(f"the operator '{name}' needs the knob '{knob}'")
-    made: Any = operators[name](arch, config, **knobs)
+    try:
+        made: Any = operators[name](arch, copy.deepcopy(config), **knobs)
+    except OutgrowError:
+        raise
+    except Exception as error:  # of an operator of someone's own
+        raise OutgrowError(f"the operator '{name}' fails for {arch.family}: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(made, GrowthPlan):
         raise OutgrowError(f"the operator '{name}' returned {str(made)[:60]!r}, and must return a GrowthPlan")
     return made
