@@ -373,7 +373,7 @@ def test_what_transformers_cannot_import_is_not_measured(source, tmp_path, monke
 
 @pytest.mark.parametrize(
     ("edit", "message"),
-    [({"seed": -1}, "seed: "), ({"ends": (float("inf"),) * 16}, r"ends\.0: "), ({"knobs": {"share": np.float32(1)}}, "float32")],
+    [({"seed": -1}, "seed: "), ({"knobs": {"share": np.float32(1)}}, "float32")],
 )
 def test_a_plan_that_could_not_be_read_again_is_not_carried_out(source, tmp_path, monkeypatch, edit, message):
     plan = replace(outgrow.plan(open_checkpoint(source).config, "stack"), **edit)

@@ -195,8 +195,8 @@ class GrowthPlan:
         if (layers := self.grown_arch.layers(self.target_config)) != len(self.layers):
             raise OutgrowError(f"the plan lists {len(self.layers)} layers, and its config says {layers}; leave that to the list")
         heads, kind = told["kv"] * told.get("group", 1), self.target_config.get("model_type")
-        rope: dict[str, Any] = self.target_config.get("rope_parameters") or self.target_config.get("rope_scaling") or {}
-        listed = any(isinstance(value, list) for value in rope.values())
+        rope: Any = self.target_config.get("rope_parameters") or self.target_config.get("rope_scaling")
+        listed = isinstance(rope, dict) and any(isinstance(value, list) for value in cast("dict[str, Any]", rope).values())
         if kind in self.grown_arch.listed_rope and listed and told["hidden"] // heads != told["head"]:
             raise OutgrowError(
                 f"transformers refuses a {self.arch.family} model with lists of RoPE factors whose hidden size ({told['hidden']}) is not "

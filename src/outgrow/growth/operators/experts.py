@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from outgrow.arch import Arch, Config, arch_for
 from outgrow.errors import OutgrowError
 from outgrow.growth.operators.parts import as_they_are, parting
@@ -63,7 +65,8 @@ def _said(arch: Arch, config: Config) -> dict[str, object]:
     if config.get("model_type") == "mistral":
         defaults["sliding_window"] = 4096
     said = {key: value for key, value in defaults.items() if key not in config}
-    rope: dict[str, object] = config.get("rope_parameters") or {}
+    told = config.get("rope_parameters")
+    rope = cast("dict[str, object]", told) if isinstance(told, dict) else {}
     if config.get("rope_theta") is None and rope.get("rope_theta") is None:
         said |= {"rope_parameters": {**rope, "rope_theta": 10000.0}} if rope else {"rope_theta": 10000.0}
     return said
