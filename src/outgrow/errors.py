@@ -1,5 +1,7 @@
 """The ways in which a command ends early that are nobody's bug."""
 
+NOT_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)  # what `ast.literal_eval` raises of a text
+
 
 class OutgrowError(ValueError):
     """Something the user gave cannot be used; the message is one sentence that names it and the way out."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from outgrow.errors import OutgrowError
+from outgrow.errors import NOT_LITERAL, OutgrowError
 
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs and packed data are kept and found again.")]
 Comparison = Annotated[Path | None, typer.Option("--comparison", help="What is compared (YAML); the built-in one if not given.")]
@@ -66,7 +66,7 @@ def knob_of(text: str) -> tuple[str, Any]:
     name, value = pair(text, "--knob")
     try:
         return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # as literal_eval raises them
+    except NOT_LITERAL:
         return name, value
 
 

@@ -51,7 +51,7 @@ def run_study(
     packed = prepare(scale.data, root / "data")
     records.require_text(packed.corpus_hash, f"'{study.name}' would be trained on")
     refuse_arms(study, scale, packed)
-    with _workers(jobs, threads, submit) as start:
+    with _handed_over(submit) if submit else _workers(jobs, threads) as start:
         going: dict[Future[str], RunConfig] = {}
         while True:
             runs = [run for run in wanted(study, scale, seeds, records) if not (run.identity() in records and finished(run, root))]
@@ -131,12 +131,8 @@ class _Stop:
 
 
 @contextmanager
-def _workers(jobs: int, threads: int, submit: Callable[..., Any] | None) -> Iterator[Callable[[RunConfig, Path], Any]]:
-    """What starts a run somewhere and returns its future."""
-    if submit:
-        with _handed_over(submit) as start:
-            yield start
-        return
+def _workers(jobs: int, threads: int) -> Iterator[Callable[[RunConfig, Path], Any]]:
+    """What starts a run in a process of this machine and returns its future; stopped, all save first."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_single, initargs=(threads,)) as pool:
         try:
             yield lambda run, root: pool.submit(train_one, run, root)

@@ -14,6 +14,7 @@ from outgrow.training.loop import Evaluate
 from outgrow.training.record import EVALUATED, Row
 
 ERROR = "_stderr"
+_FALLING = ("perplexity", "bits_per_byte", "brier_score", "ter")  # metrics that are better when they are lower, by how their names end
 
 
 def evaluator(run: RunConfig, root: Path) -> Evaluate | None:
@@ -64,7 +65,7 @@ def fields(task: str, result: Row) -> Row:
 def falls(field: str) -> bool:
     """Is a field better when it is lower?"""
     metric = field.rpartition("/")[2]
-    return metric in ("ter", "brier_score") or metric.endswith(("perplexity", "bits_per_byte"))
+    return any(metric == one or metric.endswith(f"_{one}") for one in _FALLING)
 
 
 def shown(field: str, value: float, error: float | None = None) -> str:

@@ -12,7 +12,7 @@ from types import SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from outgrow.arch import Arch, Config
-from outgrow.errors import OutgrowError, one_line
+from outgrow.errors import NOT_LITERAL, OutgrowError, one_line
 from outgrow.growth.operators.arrange import arrange, layer_list
 from outgrow.growth.operators.bert2bert import aki, fpi
 from outgrow.growth.operators.direct_width import direct_width
@@ -140,7 +140,7 @@ def _calls(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             assert isinstance(call, ast.Call)
             knobs = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
             plain = not call.args and None not in [one.arg for one in call.keywords]
-        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError, AssertionError):  # as literal_eval raises them
+        except (*NOT_LITERAL, AssertionError):
             plain, knobs = False, {}
         if not plain:
             raise OutgrowError(f"cannot read the knobs '{found[2]}' of '{found[1]}'; write (knob=value, ...) with plain numbers or texts")
