@@ -310,7 +310,10 @@ def test_fit_of_runs_and_tables(tmp_path):
         (["advise", "--params", "7B", "--tokens", "300B", "--hardware", "h201:8"], "unknown accelerator 'h201'; did you mean 'H200'"),
         (["advise", "--params", "7B", "--tokens", "300B", "--hardware", "h200:many"], "takes a kind and how many"),
         (["advise", "--params", "7B", "--tokens", "300B", "--hardware", "h200:7"], "does not divide over 7 accelerators"),
-        (["advise", "--params", "7B", "--tokens", "300B", "--mfu", "45"], "--mfu takes a share"),
+        (["advise", "--params", "7B", "--tokens", "300B", "--hardware", "h200:8", "--batch", "512K"], "--batch 524288 does"),
+        (["advise", "--params", "7B", "--tokens", "300B", "--hardware", "h200:8", "--mfu", "45"], "--mfu takes a share"),
+        (["advise", "--params", "7B", "--tokens", "300B", "--mfu", "0.45"], "--mfu has no effect without --hardware"),
+        (["advise", "--target", "config.json", "--tokens", "1B", "--vocab", "32000"], "--vocab has no effect with --target"),
         (["advise", "--params", "7B", "--tokens", "300B", "--factor", "5"], "cannot be grown x5 to 32 layers"),
         (
             ["advise", "--params", "7B", "--tokens", "300B", "--pilot", "nowhere"],

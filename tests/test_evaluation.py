@@ -353,6 +353,28 @@ def test_code_in_a_task_file_is_refused_unasked(tasks, tmp_path):
             harness.load_tasks(read_suite(str(tmp_path / "tasks" / f"{name}.yaml")), None)
 
 
+def test_a_group_as_a_file_is_refused_with_the_way_out(tmp_path):
+    path = tmp_path / "group.yaml"
+    path.write_text("group: both\ntask: [one, two]\n")
+    with pytest.raises(OutgrowError, match=r"group.yaml' is a group, .* in a suite"):
+        harness.load_tasks(read_suite(str(path)), None)
+
+
+def test_a_result_belongs_to_the_code_beside_its_task(tasks, tmp_path):
+    shutil.copytree(tasks, tmp_path / "tasks")
+    path, code = tmp_path / "tasks" / "code_bracket.yaml", tmp_path / "tasks" / "own.py"
+    suite = read_suite(str(path))
+    path.write_text(path.read_text() + "process_docs: !function own.first\n")
+    hashes = []
+    for count in (5, 5, 7):
+        code.write_text(f"def first(documents):\n    return documents.select(range({count}))\n")
+        hashes.append(harness.load_tasks(suite, None, trust_code=True)[0].data)
+    assert hashes[0] == hashes[1] != hashes[2]
+    code.unlink()
+    with pytest.raises(OutgrowError, match="code_bracket.yaml' cannot be loaded: .*own"):
+        harness.load_tasks(suite, None, trust_code=True)
+
+
 @pytest.mark.parametrize(
     "line", ["class: evil.Task", "unsafe_code: true", "metric_list: [{metric: ./evil}]", "metric_list: [{metric: acc, hf_evaluate: true}]"]
 )
@@ -655,6 +677,8 @@ def test_what_cannot_be_evaluated_is_one_sentence(place, tmp_path, monkeypatch):
         (("loss", tmp_path), "there is no checkpoint in"),
         (("sample", checkpoint, "--tokens", 900), "over the 256"),
         (("sample", checkpoint, "--temperature", 0, "--count", 2), "--count has no effect"),
+        (("loss", checkpoint, "--all", "--validation-share", 0.04), "--validation-share has no effect with --all"),
+        (("diagnose", checkpoint, "--documents", 0, "--corpus", "python"), "--corpus has no effect with --documents 0"),
         (("loss", checkpoint, "--device", "abacus"), "--device takes cpu"),
         (("loss", checkpoint, "--device", "xpu"), "--device xpu is asked for and torch finds none"),
         (("loss", checkpoint, "--context", 999), "--context 999 is more than the 256"),

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import AsJson, BatchSize, ContextOf, Corpora, Device, Dtype, Runs, Share, TextKey, TokenizerOf, share_of
+from outgrow.cli.options import (
+    AsJson,
+    BatchSize,
+    ContextOf,
+    Corpora,
+    Device,
+    Dtype,
+    Runs,
+    Share,
+    TextKey,
+    TokenizerOf,
+    refuse_given,
+    share_of,
+)
 from outgrow.cli.show import print_table, refuse_picture, short_names, told, without_nan
 from outgrow.errors import OutgrowError
 
@@ -62,6 +75,7 @@ def evaluate(
 
 @app.command()
 def loss(
+    command: typer.Context,
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint directory or a hub id.")],
     corpus: Corpora = None,
     validation_share: Share = 0.04,
@@ -81,6 +95,8 @@ def loss(
     from outgrow.evaluation.loss import corpus_loss
     from outgrow.evaluation.model import open_model
 
+    if everything:
+        refuse_given(command, "--validation-share", "with --all, which reads all documents")
     opened = open_model(local(checkpoint), tokenizer, context, device, dtype)
     share = None if everything else share_of(validation_share)
     rows = corpus_loss(opened, corpus or ["python"], share, text_key, documents, by_file, batch_size)
@@ -123,6 +139,7 @@ def sample(
 
 @app.command()
 def diagnose(
+    command: typer.Context,
     checkpoints: Annotated[list[str], typer.Argument(help="Checkpoint directories or hub ids; several of one run show how copies part.")],
     documents: Annotated[int, typer.Option(min=0, help="Held-out documents on which each layer is skipped in turn; 0 skips none.")] = 20,
     no_ranks: Annotated[bool, typer.Option("--no-ranks", help="Leave out effective ranks, whose cost is cubic in the width.")] = False,
@@ -144,6 +161,9 @@ def diagnose(
     from outgrow.lab import diagnosing
 
     refuse_picture(figure)
+    if not documents:
+        refuse_given(command, "--corpus", "with --documents 0")
+        refuse_given(command, "--validation-share", "with --documents 0")
     names = list(dict.fromkeys(checkpoints))
     texts = first_held_out(corpus or ["python"], documents, share_of(validation_share)) if documents else []
     found = {

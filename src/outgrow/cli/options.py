@@ -53,6 +53,13 @@ RecipeFile = Annotated[Path, typer.Argument(help="A recipe of stages, or one run
 Folder = Annotated[Path, typer.Option("--folder", help="Where studies, scales and results lie.")]
 
 
+def refuse_given(command: typer.Context, option: str, because: str) -> None:
+    """Refuses an option that was given, be it with its default value, and has no effect."""
+    source = command.get_parameter_source(option.removeprefix("--").replace("-", "_"))
+    if source and source.name == "COMMANDLINE":
+        raise OutgrowError(f"{option} has no effect {because}; leave it out")
+
+
 def pair(text: str, option: str) -> tuple[str, str]:
     """The two sides of NAME=VALUE."""
     name, equals, value = text.partition("=")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import AsJson, Comparison, Factor, Folder, Page, Runs, SlurmOptions, pairs, seeds_of
+from outgrow.cli.options import AsJson, Comparison, Factor, Folder, Page, Runs, SlurmOptions, pairs, refuse_given, seeds_of
 from outgrow.cli.show import refuse_picture
 from outgrow.errors import OutgrowError
 
@@ -129,6 +129,7 @@ def fit(
 
 @app.command()
 def advise(
+    command: typer.Context,
     tokens: Annotated[str, typer.Option(help="Tokens that may be read, such as 300B.")],
     params: Annotated[str | None, typer.Option(help="Parameters of the target, such as 7B.")] = None,
     target: Annotated[Path | None, typer.Option(help="The target's config.json, in place of --params.")] = None,
@@ -149,6 +150,10 @@ def advise(
     from outgrow.lab import advice
     from outgrow.lab import advise as planner
 
+    if target:
+        refuse_given(command, "--vocab", "with --target, whose config has it")
+    if hardware is None:
+        refuse_given(command, "--mfu", "without --hardware")
     found = planner.advise(params, tokens, target, hardware, mfu, pilot, factor, vocab, context, data, batch)
     if output:
         planner.write_recipes(found, output)

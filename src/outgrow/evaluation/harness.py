@@ -12,7 +12,7 @@ import random
 import re
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -176,20 +176,23 @@ def _file(choice: TaskChoice, made: Path | None) -> Path | None:
 
 def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool) -> Loaded:
     spec: Any = choice.task
-    files = list[Path]()
+    files, code = list[Path](), None
     if file:
         if not file.is_file():
             raise OutgrowError(f"there is no task file '{file}'")
-        content, files = read_task(file)
+        spec, files = read_task(file)
+        if isinstance(spec.get("task"), list):
+            raise OutgrowError(f"'{file}' is a group, which the harness takes by name alone; write its tasks in a suite, under 'tasks'")
         code = next((one for one in files if one.suffix in FILE_ENDINGS and _runs_code(read_task_file(one))), None)
         if code and not trust_code:
             raise OutgrowError(
                 f"'{code}' runs Python of its own (!function, class, unsafe_code or a metric that the harness does not have); read it, and "
                 "allow it with --trust-code"
             )
-        spec = str(file) if code else content
+        if code:
+            files += sorted({python for one in files for python in one.parent.glob("*.py")})
     try:
-        loaded = _loaded(manager, spec)
+        loaded = _loaded(manager, _with_functions(file, spec) if file and code else spec)
     except KeyError as error:
         if file:
             raise OutgrowError(f"the task file '{file}' cannot be loaded: its data has no {error}") from None
@@ -209,6 +212,13 @@ def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool)
     if not groups and len(tasks) > 1:
         raise OutgrowError(f"'{choice.task}' is a tag of {len(tasks)} tasks ({', '.join(tasks)}); name those that are meant")
     return Loaded(choice, next(iter(groups or tasks)), loaded, files_hash(files) if file else None)
+
+
+def _with_functions(file: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """A task file's settings as the harness reads them, with the functions that they name, but with the data where we found it."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return load_yaml(file) | ({"dataset_kwargs": content["dataset_kwargs"]} if "dataset_kwargs" in content else {})
 
 
 def _loaded(manager: Any, spec: Any) -> Any:

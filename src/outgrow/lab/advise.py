@@ -199,7 +199,8 @@ def _micro_batch(budget: Budget, ranks: int) -> int:
     """Tokens of one forward pass over all ranks: a divisor of the batch in which every rank has whole sequences."""
     sequences = budget.batch_tokens // budget.context
     if sequences % ranks:
-        raise OutgrowError(f"a batch of {sequences:,} sequences does not divide over {ranks} accelerators; take a divisor of it")
+        near = math.ceil(sequences / ranks) * ranks * budget.context
+        raise OutgrowError(f"a batch of {sequences:,} sequences does not divide over {ranks} accelerators; --batch {near} does")
     per_rank = sequences // ranks
     fitting = [count for count in range(1, per_rank + 1) if per_rank % count == 0 and count * budget.context <= MOST_MICRO_TOKENS]
     return (max(fitting) if fitting else 1) * ranks * budget.context
