@@ -726,10 +726,7 @@ def test_what_falls_is_told_by_the_metric_and_not_by_a_tasks_name():
 
 def test_averages_are_of_one_kind_of_metric():
     suite = Suite(tasks=("a", "b"), averages={"both": ("a", "b")})
-    found = {
-        name: {"metric": "word_perplexity", "value": value, "stderr": 1.0, "higher_is_better": False}
-        for name, value in (("a", 20.0), ("b", 10.0))
-    }
+    found = {name: {"metric": "word_perplexity", "value": value, "stderr": 1.0} for name, value in (("a", 20.0), ("b", 10.0))}
     average = results.averages(suite, found)["both"]
     assert (average["metric"], average["value"]) == ("mean_word_perplexity", 15.0)
     assert results.averages(suite, {**found, "b": {**found["b"], "metric": "acc"}}) == {}

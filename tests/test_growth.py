@@ -616,8 +616,7 @@ def test_growing_from_an_incomplete_source_names_the_tensor():
         dict(grow(planned("stack", factor=2), {}))
 
 
-def test_the_papers_names_are_known():
-    assert planned("direct-depth", factor=2) == planned("stack", factor=2) == planned("G_stack", factor=2)
+def test_the_papers_eight_operators_are_there():
     atomic = {f"{kind}-{way}" for kind in ("learn", "zero", "random") for way in ("depth", "width")} | {"stack", "direct-width"}
     assert atomic <= OPERATORS.keys()
 

@@ -88,8 +88,8 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
     """What a model gets: the metric that counts, its standard error, and every other number of the task.
 
     Returns:
-        metric, value, stderr (None where there is none), samples, higher_is_better, shots (a number, or task -> number where those of a
-        group differ), prefix (the token before a text), all (metric -> value).
+        metric, value, stderr (None where there is none), samples, shots (a number, or task -> number where those of a group differ),
+        prefix (the token before a text), all (metric -> value).
     """
     with quiet(), no_randomness_used():
         from jinja2 import TemplateError
@@ -116,7 +116,6 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
     values = {key: float(value) for key, value in numbers.items() if "_stderr" not in key and key not in ("sample_len", "sample_count")}
     metric = metric_of(loaded.choice, values)
     error = numbers.get(error_of(metric))
-    higher = {key: value for one in found.get("higher_is_better", {}).values() for key, value in (one or {}).items()}
     counted = found.get("n-samples", {})
     shots = {name: task.get_config("num_fewshot") for name, task in loaded.tasks["tasks"].items()}
     return {
@@ -124,7 +123,6 @@ def run_task(loaded: Loaded, opened: Opened, limit: int | None, batch_size: int)
         "value": values[metric],
         "stderr": float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None,
         "samples": sum(one["effective"] for one in counted.values()),
-        "higher_is_better": bool(higher.get(metric.partition(",")[0], metric not in _RATIOS)),
         "shots": shots if len(set(shots.values())) > 1 else next(iter(shots.values())),
         "prefix": opened.tokenizer.convert_ids_to_tokens(opened.prefix),
         "all": {key: float(value) for key, value in numbers.items() if key not in ("sample_len", "sample_count")},

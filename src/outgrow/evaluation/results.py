@@ -82,7 +82,7 @@ def averages(suite: Suite, results: Results) -> Results:
             errors = [part["stderr"] for part in parts]
             error = None if None in errors else math.sqrt(sum(one**2 for one in errors)) / len(errors)
             value = sum(part["value"] for part in parts) / len(parts)
-            found[name] = {"metric": kinds.pop(), "value": value, "stderr": error, "higher_is_better": parts[0]["higher_is_better"]}
+            found[name] = {"metric": kinds.pop(), "value": value, "stderr": error}
     return found
 
 

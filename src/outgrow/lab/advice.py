@@ -150,7 +150,8 @@ def _commands(plan: Plan, directory: Path, machine: Hardware | None) -> Iterator
     elif ranks <= 8:
         yield f"torchrun --nproc-per-node {ranks} --no-python outgrow train {path}"
     else:
-        yield f"outgrow submit {path} --nodes {-(-ranks // 8)} --ranks 8"
+        per_node = max(count for count in range(1, 9) if ranks % count == 0)
+        yield f"outgrow submit {path} --nodes {ranks // per_node} --ranks {per_node}"
 
 
 def _percent(expected: Expected | None) -> str:

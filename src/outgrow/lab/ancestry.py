@@ -7,15 +7,17 @@ import math
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from outgrow.arch import Config, arch_for, step_flops
 from outgrow.checkpoint.lineage import read_lineage
+from outgrow.config import Settings
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import resolved
-from outgrow.training.config import LearnConfig, RunConfig, Start, first_token
+from outgrow.training.config import LearnConfig, RunConfig, ScheduleConfig, Start, first_token
 from outgrow.training.maps import learning_flops
 
 
@@ -36,6 +38,24 @@ def in_order(runs: Iterable[RunConfig]) -> list[RunConfig]:
         if run.start and run.start.run:
             clocks[run.start.run.identity()].add(first_token(run))
     return [run.model_copy(update={"keep": tuple(sorted(clocks[key]))}) for key, run in found.items()]
+
+
+def run_of(settings: Settings, **own: Any) -> RunConfig:
+    """A run with all that a recipe, comparison or scale says under the same names, but for its model, and `own` settings besides."""
+    shared = (RunConfig.model_fields.keys() & type(settings).model_fields.keys()) - own.keys() - {"model", "start"}
+    return RunConfig(**{field: getattr(settings, field) for field in shared}, **own)
+
+
+def branch_of(trunk: RunConfig, name: str, at: int, end: int) -> RunConfig:
+    """The annealed branch that leaves a trunk at a clock with the optimizer's state, and whose rate falls linearly to nothing at `end`."""
+    start = Start(run=trunk, tokens=at, optimizer="carry")
+    schedule = ScheduleConfig(decay_tokens=end - at)  # type: ignore[call-arg]
+    return RunConfig(**{**dict(trunk), "name": name, "model": None, "start": start, "schedule": schedule, "tokens": end, "keep": ()})
+
+
+def whole_steps(tokens: float, batch_tokens: int) -> int:
+    """Tokens in whole steps, at least one."""
+    return max(1, round(tokens / batch_tokens)) * batch_tokens
 
 
 def same_budget(tokens: float, other: float) -> bool:

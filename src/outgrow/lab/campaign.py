@@ -54,7 +54,7 @@ def run_study(
     with _handed_over(submit) if submit else _workers(jobs, threads) as start:
         going: dict[Future[str], RunConfig] = {}
         while True:
-            runs = [run for run in wanted(study, scale, seeds, records) if not (run.identity() in records and finished(run, root))]
+            runs = _left(study, scale, seeds, records, root)
             if not runs and not going:
                 return
             busy = {run.identity() for run in going.values()}
@@ -70,13 +70,18 @@ def run_study(
                 run = going.pop(future)
                 record = _ended(run, root, future.result(), commit)
                 records.add(record)
-                rest = records.seconds(sum(own_flops(one) for one in wanted(study, scale, seeds, records)))
+                rest = records.seconds(sum(own_flops(one) for one in _left(study, scale, seeds, records, root)))
                 says = (
                     f"diverged: {record.diverged}"
                     if record.diverged
                     else f"held-out loss {record.final_loss:.4f} at {record.flops:.3e} FLOPs"
                 )
                 tell(f"{run.name}: {says}" + ("" if rest is None else f"; about {rest / jobs / 60:.0f} min left"))
+
+
+def _left(study: Study, scale: Scale, seeds: int, records: Records, root: Path) -> list[RunConfig]:
+    """The runs that are to be trained next, those among them whose checkpoints are gone though their records are there."""
+    return [run for run in wanted(study, scale, seeds, records) if not (run.identity() in records and finished(run, root))]
 
 
 def refuse_arms(study: Study, scale: Scale, packed: Packed | None = None) -> None:

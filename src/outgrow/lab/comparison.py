@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from outgrow.arch import arch_for
 from outgrow.config import Settings
 from outgrow.data.config import DataConfig
+from outgrow.lab.ancestry import branch_of, run_of, whole_steps
 from outgrow.models.build import ModelConfig
 from outgrow.scaling.shapes import with_layers
 from outgrow.training.config import EvaluateConfig, OptimizerConfig, RunConfig, ScheduleConfig, Start
@@ -79,20 +80,20 @@ class Comparison(Settings):
         if arm == "scratch":
             return self._run("scratch", seed, self.learning_rates.scratch, end, model=self.model)
         grown = Start(run=self.base(seed), operator="stack", knobs={"factor": self.factor})
-        first = self._steps(self.growth_tokens)  # kept, so that copies can be followed from the instant of growth
+        first = whole_steps(self.growth_tokens, self.batch_tokens)  # kept, so that copies can be followed from the instant of growth
         return self._run("target", seed, self.learning_rates.target, end, start=grown, keep=(first,))
 
     def base(self, seed: int) -> RunConfig:
         """The small model that is grown."""
-        return self._run("base", seed, self.learning_rates.base, self._steps(self.growth_tokens), model=self.base_model())
+        return self._run(
+            "base", seed, self.learning_rates.base, whole_steps(self.growth_tokens, self.batch_tokens), model=self.base_model()
+        )
 
     def branch(self, arm: Arm, seed: int, budget: int) -> RunConfig:
         """The annealed end of an arm at a budget."""
         trunk = self.trunk(arm, seed)
-        departure, end = self._departure(budget), self._steps(budget)
-        start = Start(run=trunk, tokens=departure, optimizer="carry")
-        schedule = ScheduleConfig(decay_tokens=end - departure)  # type: ignore[call-arg]
-        return self._run(f"{arm}-annealed-{end}", seed, trunk.optimizer.learning_rate, end, start=start, schedule=schedule)
+        departure, end = self._departure(budget), whole_steps(budget, self.batch_tokens)
+        return branch_of(trunk, f"{arm}-annealed-{end}-seed{seed}", departure, end)
 
     def runs(self, seeds: tuple[int, ...]) -> Iterator[RunConfig]:
         """Every run whose result is read, seed by seed; their parents are implied."""
@@ -104,24 +105,8 @@ class Comparison(Settings):
     def _run(self, name: str, seed: int, rate: float, tokens: int, **settings: Any) -> RunConfig:
         optimizer = OptimizerConfig(learning_rate=rate, weight_decay=self.weight_decay, beta2=self.beta2)  # type: ignore[call-arg]
         settings.setdefault("schedule", ScheduleConfig(warmup_tokens=self.warmup_tokens))  # type: ignore[call-arg]
-        return RunConfig(
-            name=f"{name}-seed{seed}",
-            data=self.data,
-            tokens=tokens,
-            batch_tokens=self.batch_tokens,
-            optimizer=optimizer,
-            precision=self.precision,
-            seed=seed,
-            validate_every=self.validate_every,
-            save_every=self.save_every,
-            evaluate=self.evaluate,
-            **settings,
-        )
-
-    def _steps(self, tokens: int) -> int:
-        """Tokens rounded to whole optimizer steps, at least one."""
-        return max(1, round(tokens / self.batch_tokens)) * self.batch_tokens
+        return run_of(self, name=f"{name}-seed{seed}", tokens=tokens, optimizer=optimizer, seed=seed, **settings)
 
     def _departure(self, budget: int) -> int:
         """The clock at which a budget's branch leaves its trunk."""
-        return self._steps(round(budget * (1 - self.decay_share)))
+        return whole_steps(budget * (1 - self.decay_share), self.batch_tokens)

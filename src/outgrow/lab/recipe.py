@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from outgrow.config import Settings, parse, read_yaml, told
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError, one_line
+from outgrow.lab.ancestry import branch_of, run_of
 from outgrow.models.build import ModelConfig
 from outgrow.training.config import EvaluateConfig, LearnConfig, OptimizerConfig, RunConfig, ScheduleConfig, SpikeConfig, Start
 from outgrow.training.schedule import share_of_peak
@@ -134,10 +135,9 @@ class Recipe(Settings):
         return [*trunk, *(self._branch(trunk, branch) for branch in self.branches)]
 
     def _branch(self, trunk: list[RunConfig], branch: Branch) -> RunConfig:
-        run, stage = next((run, stage) for run, stage in zip(trunk, self.stages, strict=True) if branch.at <= run.tokens)
-        start = Start(run=run, tokens=branch.at, optimizer="carry")
+        run = next(run for run in trunk if branch.at <= run.tokens)
         end = branch.at + branch.tokens
-        return self._run(f"{self.name}-annealed-{end}", end, stage, ScheduleConfig(decay_tokens=branch.tokens), start=start)  # type: ignore[call-arg]
+        return branch_of(run, f"{self.name}-annealed-{end}", branch.at, end)
 
     def _growth(self, before: RunConfig, stage: Stage) -> Start:
         warm = self.schedule.warmup_tokens if stage.rate == "rewarm-new" else 0
@@ -159,13 +159,11 @@ class Recipe(Settings):
 
     def _run(self, name: str, tokens: int, stage: Stage, schedule: ScheduleConfig, **begun: Any) -> RunConfig:
         rate = stage.learning_rate or self.optimizer.learning_rate
-        own = {field: getattr(self, field) for field in RunConfig.model_fields if field in Recipe.model_fields and field not in _OTHERS}
         optimizer = self.optimizer.model_copy(update={"learning_rate": rate})
-        return RunConfig(name=name, tokens=tokens, optimizer=optimizer, schedule=schedule, **own, **begun)
+        return run_of(self, name=name, tokens=tokens, optimizer=optimizer, schedule=schedule, **begun)
 
 
 SHIPPED = Path(str(resources.files("outgrow.lab"))) / "recipes"
-_OTHERS = {"name", "model", "optimizer", "schedule"}
 
 
 def read_runs(path: Path, changes: list[str]) -> list[RunConfig]:

@@ -18,7 +18,7 @@ from outgrow.arch import arch_for
 from outgrow.config import Settings, load, parse, suggestion
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError
-from outgrow.lab.ancestry import in_order
+from outgrow.lab.ancestry import branch_of, in_order, run_of, whole_steps
 from outgrow.models.build import ModelConfig
 from outgrow.scaling.shapes import with_layers
 from outgrow.training.config import OptimizerConfig, RunConfig, ScheduleConfig, Start, first_token
@@ -162,20 +162,18 @@ def trial(study: Study, scale: Scale, name: str, seed: int, rate: float) -> Tria
     """The runs of an arm at a seed and a peak learning rate."""
     arm = study.arms[name]
     scale = scale_of(arm, scale)
-    budgets = [_whole(budget, scale) for budget in budgets_of(arm, scale)]
+    budgets = [whole_steps(budget, scale.batch_tokens) for budget in budgets_of(arm, scale)]
     trunks = {budget: _trunk(arm, scale, budget, budgets, _label(name, seed, rate), seed, rate) for budget in budgets}
     # Another study may have this trunk too, and leave it at other budgets of the scale.
-    leaves = {_departure(_whole(budget, scale), scale) for budget in scale.budgets}
+    leaves = {_departure(whole_steps(budget, scale.batch_tokens), scale) for budget in scale.budgets}
     trunks = {
         budget: one.model_copy(update={"keep": tuple(sorted(at for at in leaves if first_token(one) <= at <= one.tokens))})
         for budget, one in trunks.items()
     }
-    branches = {}
-    for budget, trunk in trunks.items():
-        departure = _departure(budget, scale)
-        start = Start(run=trunk, tokens=departure, optimizer="carry")
-        schedule = ScheduleConfig(decay_tokens=budget - departure)  # type: ignore[call-arg]
-        branches[budget] = _run(scale, f"{_label(name, seed, rate)}-annealed-{budget}", seed, rate, budget, start=start, schedule=schedule)
+    label = _label(name, seed, rate)
+    branches = {
+        budget: branch_of(trunk, f"{label}-annealed-{budget}", _departure(budget, scale), budget) for budget, trunk in trunks.items()
+    }
     return Trial(name, seed, rate, trunks, branches)
 
 
@@ -215,11 +213,7 @@ def _trunk(arm: Arm, scale: Scale, budget: int, budgets: list[int], label: str, 
 
 def _run(scale: Scale, name: str, seed: int, rate: float, tokens: int, **begun: Any) -> RunConfig:
     optimizer = OptimizerConfig(learning_rate=rate, weight_decay=scale.weight_decay, beta2=scale.beta2, kind=scale.optimizer)  # type: ignore[call-arg]
-    return RunConfig(
-        name=name, data=scale.data, tokens=tokens, batch_tokens=scale.batch_tokens, micro_batch_tokens=scale.micro_batch_tokens,
-        optimizer=optimizer, precision=scale.precision, seed=seed, validate_every=scale.validate_every, save_every=scale.save_every,
-        compile=scale.compile, **begun,
-    )  # fmt: skip
+    return run_of(scale, name=name, tokens=tokens, optimizer=optimizer, seed=seed, **begun)
 
 
 def _label(name: str, seed: int, rate: float) -> str:
@@ -264,9 +258,4 @@ def _clock(growth: Growth, scale: Scale, budget: int) -> int:
 
 
 def _departure(budget: int, scale: Scale) -> int:
-    return _whole((1 - scale.decay_share) * budget, scale)
-
-
-def _whole(tokens: float, scale: Scale) -> int:
-    """Tokens in whole steps, at least one."""
-    return max(1, round(tokens / scale.batch_tokens)) * scale.batch_tokens
+    return whole_steps((1 - scale.decay_share) * budget, scale.batch_tokens)

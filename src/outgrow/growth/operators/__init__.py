@@ -48,7 +48,6 @@ OPERATORS: dict[str, Operator] = {
     "mergekit": mergekit, "expand": expand, "fpi": fpi, "aki": aki, "hypercloning": hypercloning, "lemon": lemon, "msg": msg,
     "staged-depth": staged_depth, "staged-width": staged_width, "upcycle": upcycle, "more-experts": more_experts, "noise": noise,
 }  # fmt: skip
-ALIASES = {"direct-depth": "stack", "G_stack": "stack"}
 
 
 def make_plan(
@@ -73,7 +72,6 @@ def single_plan(
     name: str, arch: Arch, config: Config, knobs: Mapping[str, Any], operators: Mapping[str, Operator] = OPERATORS
 ) -> GrowthPlan:  # fmt: skip
     """The plan of one named operator."""
-    name = name if name in operators else ALIASES.get(name, name)
     if name not in operators:
         raise OutgrowError(f"unknown operator '{name}'; known: {', '.join(operators)}")
     taken = list(inspect.signature(operators[name]).parameters.items())[2:]
