@@ -161,6 +161,23 @@ def test_all_runs_are_looked_at_before_the_first_is_trained(recipe, tmp_path, cl
     refused(cli("train", recipe, "--dry-run", "--set", "model.max_position_embeddings=8"), "data.context (16) is more than the 8 positions")
 
 
+def test_a_dry_run_refuses_what_training_would(recipe, cli):  # noqa: F811
+    def told(*changes, ranks=1):
+        edits = [part for change in ("branches=[]", *changes) for part in ("--set", change)]
+        return cli("train", recipe, "--dry-run", "--ranks", str(ranks), "--set", "micro_batch_tokens=32", *edits)
+
+    masked = ("stages.1.grow=random-depth(factor=2)", "stages.1.optimizer=reset", "stages.1.rate=restart")
+    assert told(*masked)[0] == 0
+    refused(told(*masked, ranks=2), "'tiny-stage2': masks are not opened over several ranks")
+    wide = ("stages.1.grow=direct-width(hidden=36)", "stages.1.rate=rewarm-new", "stages.2.grow=stack(factor=2)")
+    refused(told(*wide, ranks=2), "'tiny-stage2': start.rewarm_tokens warms parts of tensors on one rank only")
+    refused(told("stages.1.unmask_tokens=64"), "start.unmask_tokens has no effect with the operator 'stack(factor=2)', which masks nothing")
+    refused(told("stages.1.learn={steps: 3}"), "start.learn has no effect with the operator 'stack(factor=2)', which has no maps to learn")
+    branch = ("schedule={}", "branches=[{at: 448, tokens: 64}]")  # 64 tokens after growth at 384
+    refused(told(*masked, "stages.1.unmask_tokens=128", *branch), "where masks still open; they are open at 512")
+    assert told(*masked, "stages.1.unmask_tokens=64", *branch)[0] == 0
+
+
 def test_learned_maps_have_nothing_to_warm_up_alone(recipe, tmp_path):
     changes = ["stages.1.grow=learn-depth(factor=2)", "stages.1.optimizer=reset", "branches=[]"]
     runs = read_runs(recipe, changes)

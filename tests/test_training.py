@@ -263,11 +263,7 @@ GOOD = {"model": ODD, "tokens": 512, "batch_tokens": 512, "optimizer": {"learnin
         ({"model": None, "start": {"checkpoint": "x", "tokens": 5}}, "remove it"),
         ({"model": None, "start": {"checkpoint": "x", "knobs": {"factor": 4}}}, "no effect without start.operator"),
         ({"model": None, "start": {"checkpoint": "x", "optimizer": "fresh-new"}}, "'fresh-new' has no effect without start.operator"),
-        ({"model": None, "start": {"checkpoint": "x", "operator": "stack", "learn": {}}}, "start.learn has no effect with the operator 'stack'"),
-        (
-            {"model": None, "start": {"checkpoint": "x", "operator": "stack", "unmask_tokens": 5}},
-            "start.unmask_tokens has no effect with the operator 'stack'",
-        ),
+        ({"model": None, "start": {"checkpoint": "x", "learn": {}}}, "start.learn has no effect without start.operator"),
         ({"name": "../escape"}, "'name' should"),
     ],
 )  # fmt: skip

@@ -14,15 +14,13 @@ from outgrow.arch import positions
 from outgrow.config import parse, suggestion
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
-from outgrow.lab.ancestry import model_of
 from outgrow.lab.budget import need_of
 from outgrow.lab.recipe import Recipe
+from outgrow.lab.refusals import told_problems
 from outgrow.lab.table import Pilot, pilot_mixing, pilots
 from outgrow.scaling.shapes import target_config, with_layers
 from outgrow.scaling.strategies import Budget, Evidence, Expected, Strategy, advised_factor, budget_of, growth_share, strategies
 from outgrow.training.accelerators import ACCELERATORS
-from outgrow.training.config import first_token
-from outgrow.training.refusals import problems
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 MOST_MICRO_TOKENS = 8192  # per rank and forward pass
@@ -160,8 +158,7 @@ def write_recipes(advice: Advice, directory: Path) -> list[Path]:
 def _plan(strategy: Strategy, budget: Budget, ranks: int, data: str) -> Plan:
     recipe = _recipe(strategy, budget, ranks, data)
     trunk = recipe.trunk()
-    wrong = [one for run in trunk for one in problems(run, model_of(run), first_token(run), None, ranks)]
-    if wrong:
+    if wrong := told_problems(trunk, ranks):
         raise OutgrowError(f"the recipe of '{strategy.name}' cannot be trained: {wrong[0]}")
     needs = [need_of(run, ranks) for run in trunk]
     kept = sum(need.checkpoint_bytes for need in needs) + (recipe.keep_last + 1) * needs[-1].checkpoint_bytes

@@ -93,8 +93,9 @@ def growth_of(run: RunConfig) -> GrowthPlan | None:
     """The plan by which a run's first weights are grown, if they are; learned maps are yet to be trained in it."""
     if not (run.start and run.start.operator):
         return None
+    source = _source_of(run.start)
     try:
-        return plan_of(run.start, _source_of(run.start))
+        return plan_of(run.start, source)
     except OutgrowError as error:
         raise OutgrowError(f"'{run.name}': {error}") from None
 

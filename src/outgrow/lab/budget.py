@@ -9,9 +9,9 @@ from typing import Any
 from outgrow.arch import arch_for, parameter_counts
 from outgrow.errors import OutgrowError
 from outgrow.lab.ancestry import model_of, own_flops
+from outgrow.lab.refusals import told_problems
 from outgrow.models.build import empty
 from outgrow.training.config import RunConfig, first_token
-from outgrow.training.refusals import problems
 
 STATE_BYTES = {"adamw": 16, "muon": 12}  # a parameter in fp32, its gradient, and its moments
 SAVED_BYTES = {"adamw": 12, "muon": 8}
@@ -81,8 +81,7 @@ def _activations(run: RunConfig, config: Any, tokens: int) -> int:
 
 def need_lines(runs: list[RunConfig], ranks: int, days: float) -> Iterator[str]:
     """What runs need, as text."""
-    wrong = [f"'{run.name}': {one}" for run in runs for one in problems(run, model_of(run), first_token(run), None, ranks)]
-    if wrong:
+    if wrong := told_problems(runs, ranks):
         raise OutgrowError("; ".join(wrong))
     whole = sum(own_flops(run) for run in runs)
     for run in runs:

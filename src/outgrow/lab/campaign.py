@@ -19,15 +19,15 @@ from outgrow.arch import Config, arch_for
 from outgrow.data.packed import Packed, prepare
 from outgrow.errors import DivergedError, Interrupted, OutgrowError
 from outgrow.files import read_json
-from outgrow.lab.ancestry import lineage, model_of, own_flops
+from outgrow.lab.ancestry import model_of, own_flops
 from outgrow.lab.execute import execute
 from outgrow.lab.records import Record, Records, diverged_record, record_of
+from outgrow.lab.refusals import told_problems
 from outgrow.lab.runs import ENVIRONMENT, finished, place, read_result
 from outgrow.lab.stopping import on_stop
 from outgrow.lab.study import Scale, Study, scale_of, target_of, trial
 from outgrow.lab.sweep import wanted
-from outgrow.training.config import RunConfig, first_token
-from outgrow.training.refusals import problems
+from outgrow.training.config import RunConfig
 
 _busy = Lock()  # held by a worker while it trains
 
@@ -94,8 +94,7 @@ def refuse_arms(study: Study, scale: Scale, packed: Packed | None = None) -> Non
             target, made = (_sizes(config) for config in (target_of(arm, own), model_of(next(iter(one.branches.values())))))
             other = [space for space, size in target.items() if made.get(space) != size]
             found = [f"it ends with {made.get(space)} of '{space}', and its target has {target[space]}" for space in other]
-            for run in {run.identity(): run for end in one.branches.values() for run in lineage(end)}.values():
-                found += [f"'{run.name}': {problem}" for problem in problems(run, model_of(run), first_token(run), packed, 1)]
+            found += told_problems(one.runs(), 1, packed)
         except OutgrowError as error:
             found = [str(error)]
         wrong += [f"arm '{name}': {problem}" for problem in dict.fromkeys(found)]

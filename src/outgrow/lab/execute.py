@@ -18,18 +18,17 @@ from outgrow.data.config import DataConfig
 from outgrow.data.packed import Packed, prepare
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json, write_json
-from outgrow.growth.fresh import masked
 from outgrow.growth.plan import GrowthPlan
-from outgrow.lab.ancestry import growth_of, is_untrained, learning_of, lineage, model_of, plan_of
+from outgrow.lab.ancestry import is_untrained, learning_of, lineage, plan_of
 from outgrow.lab.evaluating import evaluator
+from outgrow.lab.refusals import told_problems
 from outgrow.lab.runs import CONFIG, ENVIRONMENT, GROWN, finished, place, require_text
 from outgrow.training.config import LearnConfig, RunConfig, first_token
 from outgrow.training.distributed import product_dtype, wait
 from outgrow.training.loop import Observer, train
-from outgrow.training.maps import learn_maps, refuse_learning
+from outgrow.training.maps import learn_maps
 from outgrow.training.origin import Origin, already_grown, can_grow_in_place, grown_in_place
 from outgrow.training.record import FINISHED, checkpoint_at, latest_checkpoint
-from outgrow.training.refusals import refuse
 from outgrow.training.run import Run
 
 
@@ -92,31 +91,11 @@ def refuse_early(runs: Sequence[RunConfig], root: Path) -> None:
         try:
             _refuse_other_settings(run, root, meant)
             _refuse_unkept(run, root)
-            plan = growth_of(run)
-            if plan and is_untrained(plan) and run.start and run.start.optimizer != "reset":
-                raise OutgrowError(f"'{run.name}': no law moves optimizer state through learned maps; let start.optimizer be 'reset'")
-            if plan and is_untrained(plan) and run.start and run.start.rewarm_tokens:
-                raise OutgrowError(
-                    f"'{run.name}': no law says what of learned maps is new, to be warmed up alone; let 'rate' be 'restart' or 'keep', or "
-                    "leave start.rewarm_tokens out"
-                )
-            if plan and is_untrained(plan):
-                refuse_learning(learning_of(run), run.data.context)
-            if plan and world() > 1:
-                _refuse_on_ranks(run, plan)
-            refuse(run, model_of(run), first_token(run), prepare(run.data, root / "data", verify=False))
+            wrong += told_problems([run], world(), prepare(run.data, root / "data", verify=False))
         except OutgrowError as error:
             wrong.append(str(error))
     if wrong:
         raise OutgrowError("; ".join(dict.fromkeys(wrong)))
-
-
-def _refuse_on_ranks(run: RunConfig, plan: GrowthPlan) -> None:
-    """Says what several ranks do not do after growth."""
-    if masked(plan):
-        raise OutgrowError(f"'{run.name}': masks are not opened over several ranks; grow with another operator, or train it on one rank")
-    if run.start and run.start.rewarm_tokens and any(stage.lifts for stage in plan.stages):
-        raise OutgrowError(f"'{run.name}': start.rewarm_tokens warms parts of tensors on one rank only; with several, grow in depth")
 
 
 def _refuse_other_settings(run: RunConfig, root: Path, meant: set[str]) -> None:

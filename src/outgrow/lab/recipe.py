@@ -106,9 +106,6 @@ class Recipe(Settings):
             return f"its learning rate is {share:.3g} of its peak"
         if stage.rate == "rewarm-new" and stage.grow and branch.at < begun + self.schedule.warmup_tokens:
             return "what is new still warms up"
-        masked = any(name in (stage.grow or "") for name in ("random-", "msg"))
-        if masked and branch.at < begun + (stage.unmask_tokens or stage.tokens / 10):
-            return "masks still open"
         return ""
 
     @property

@@ -86,13 +86,10 @@ class Start(Settings):
             raise ValueError("start.optimizer 'fresh-new' has no effect without start.operator; use 'carry' or 'reset'")
         if self.rewarm_tokens and not self.operator:
             raise ValueError("start.rewarm_tokens has no effect without start.operator; remove it")
-        used = {"learn": "learn-", "unmask_tokens": ("random-", "msg")}
-        for setting, operators in used.items():
-            if setting == "unmask_tokens" and self.checkpoint and not self.operator:
-                continue  # the directory may have been grown behind masks; the loop looks
-            names = [part.strip() for part in (self.operator or "").split(",")]
-            if getattr(self, setting) is not None and not any(name.startswith(operators) for name in names):
-                raise ValueError(f"start.{setting} has no effect with the operator {self.operator!r}; remove it")
+        if self.learn and not self.operator:
+            raise ValueError("start.learn has no effect without start.operator; remove it")
+        if self.unmask_tokens and not (self.operator or self.checkpoint):  # a directory may have been grown behind masks
+            raise ValueError("start.unmask_tokens has no effect without start.operator; remove it")
         return self
 
 
@@ -179,3 +176,8 @@ def first_token(run: RunConfig) -> int:
     if run.start.run is None:
         return read_lineage(Path(run.start.checkpoint or "")).tokens
     return run.start.run.tokens if run.start.tokens is None else run.start.tokens
+
+
+def unmasking(run: RunConfig, first: int) -> float:
+    """Tokens over which the masks of a run that begins at a clock open: a tenth of its own if it does not say."""
+    return (run.start.unmask_tokens if run.start else None) or (run.tokens - first) / 10

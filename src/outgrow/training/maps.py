@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def learn_maps(
     Raises:
         OutgrowError: a loss that is not a number, or a batch that is no multiple of the context.
     """
-    refuse_learning(settings, context)
+    if wrong := list(learning_problems(settings, context)):
+        raise OutgrowError("; ".join(wrong))
     base = {name: value.detach().to(device()) for name, value in loaded(source).named_parameters()}
     # The target's own module gives the forward pass its shape; its weights are never used.
     forward = forward_of(initialised(plan.target_config, seed=0).to(device()), torch.float32)
@@ -60,10 +62,10 @@ def learn_maps(
     return _with_maps(stages, place, arrays, flops=learning_flops(plan, settings, context))
 
 
-def refuse_learning(settings: LearnConfig, context: int) -> None:
-    """Raises an OutgrowError where a step of learning is not whole sequences."""
+def learning_problems(settings: LearnConfig, context: int) -> Iterator[str]:
+    """What keeps maps from being learned: a step that is not whole sequences."""
     if settings.batch_tokens % context:
-        raise OutgrowError(f"learn.batch_tokens ({settings.batch_tokens}) is not a multiple of the context ({context})")
+        yield f"learn.batch_tokens ({settings.batch_tokens}) is not a multiple of the context ({context})"
 
 
 def learning_flops(plan: GrowthPlan, settings: LearnConfig, context: int) -> float:

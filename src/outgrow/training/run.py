@@ -22,7 +22,7 @@ from outgrow.models.build import empty, loaded, materialise, resolved
 from outgrow.models.decoder import Decoder
 from outgrow.models.forward import ModelForward, blocks_of, forward_of
 from outgrow.models.masks import Masks, make_masks
-from outgrow.training.config import RunConfig
+from outgrow.training.config import RunConfig, unmasking
 from outgrow.training.distributed import device, fill, product_dtype, shard, wait
 from outgrow.training.optim import Optimizer
 from outgrow.training.origin import Origin, from_directory, from_seed
@@ -70,9 +70,7 @@ class Run:
 
     def _open_share(self) -> float:
         """c, from 0 at the run's first token to 1 after `unmask_tokens`, a tenth of the run if not given."""
-        start = self.config.start
-        whole = (start.unmask_tokens if start else None) or (self.config.tokens - self.first) / 10
-        return min(1.0, (self.clock.tokens - self.first) / whole)
+        return min(1.0, (self.clock.tokens - self.first) / unmasking(self.config, self.first))
 
 
 def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | Origin | None) -> Run:
