@@ -46,8 +46,11 @@ def run(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["outgrow", *map(str, arguments)])
+        known = dict(OPERATORS)
         with pytest.raises(SystemExit) as stop:
             main()
+        OPERATORS.clear()
+        OPERATORS.update(known)
         out, err = capsys.readouterr()
         return stop.value.code or 0, out, err
 

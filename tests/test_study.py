@@ -32,6 +32,8 @@ from outgrow.lab.sweep import MOST_RATES, complete, sweep, wanted
 from outgrow.training.config import first_token
 
 from .recipes import write
+from .test_extensions import OWN, refused
+from .test_extensions import run as cli  # noqa: F401
 
 STUDIES = Path(__file__).parent.parent / "studies"
 NAMES = sorted(path.stem for path in STUDIES.glob("*.yaml"))
@@ -312,7 +314,7 @@ def test_jobs_that_were_handed_over_are_not_left_behind(folder, tmp_path, monkey
         def result(self):
             raise OutgrowError("job 1 failed")
 
-    def submit(call, run, root):
+    def submit(call, run, root, operators):
         made.append(Job(len(made)))
         return made[-1]
 
@@ -599,6 +601,26 @@ def test_two_studies_at_once_keep_every_run_once(tmp_path):
 
 
 # -- really trained
+
+
+def test_a_study_of_an_operator_of_ones_own(folder, tmp_path, cli):  # noqa: F811
+    """Trained by workers that know it, reported with it, refused without it; other Python is another arm's run."""
+    (folder / "pair.yaml").write_text(TINY_STUDY.format().replace("stack(factor=4)", "last-twice(times=4)"))
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    with_it = ("--operator-file", file)
+    place = ("pair", "--scale", "tiny", "--folder", folder)
+    where = ("--seeds", 1, "--runs", tmp_path / "runs", "--jobs", 2)
+    refused(cli("study", *place, *where), "unknown operator 'last-twice'", "those of a file given with --operator-file")
+    status, out, _ = cli("study", *place, *where, *with_it)
+    assert (status, "left: 0 runs now, 0 FLOPs" in out) == (0, True), out
+    page = ("--output", tmp_path / "page.html")
+    refused(cli("report", *place, "--seeds", 1, *page), "unknown operator 'last-twice'")
+    assert cli("report", *place, "--seeds", 1, *page, *with_it)[0] == 0
+    Records(folder / "results" / "tiny.jsonl")  # can be read without it, as records of other studies are
+    file.write_text(OWN + "# another version\n")
+    status, out, _ = cli("study", *place, *where, *with_it, "--list")
+    assert (status, "left: 0 runs" in out) == (0, False), out
 
 
 def test_a_study_is_trained_killed_gone_on_with_and_reported(folder, tmp_path):

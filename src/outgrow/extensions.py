@@ -18,6 +18,8 @@ from outgrow.config import Settings, load
 from outgrow.errors import OutgrowError
 from outgrow.growth.operators import OPERATORS, Operator
 
+OWN = frozenset(OPERATORS)
+
 
 class SpaceFile(Settings):
     """A space, as a family file describes it."""
@@ -71,9 +73,22 @@ def load_operators(place: str) -> dict[str, Operator]:
     own = {name: value for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == spec.name}
     operators = {name: value for name, value in own.items() if list(inspect.signature(value).parameters)[:2] == ["arch", "config"]}
     found = {name.replace("_", "-"): value for name, value in operators.items() if not name.startswith("_")}
+    if taken := sorted(found.keys() & OWN):
+        raise OutgrowError(f"'{place}' defines '{taken[0]}', which is an operator of outgrow; give yours another name")
     if not found:
         raise OutgrowError(f"'{place}' defines no operator: a function of (arch, config, knobs...) that returns a GrowthPlan")
     return {**OPERATORS, **found}
+
+
+def use_operators(place: str | None) -> str | None:
+    """Makes the operators of a file known to all of this process: to recipes, studies and reports, which name operators in text.
+
+    Returns its full path, for processes that start elsewhere.
+    """
+    if place is None:
+        return None
+    OPERATORS.update(load_operators(place))
+    return str(Path(place).absolute())
 
 
 def load_family(path: Path) -> Arch:

@@ -132,6 +132,7 @@ def learn(
     operator: Annotated[str, typer.Option(help="learn-depth or learn-width with its knobs, and operators around it.")] = "learn-depth",
     factor: Factor = None,
     knob: Knobs = None,
+    operator_file: OperatorFile = None,
     data: Annotated[Path | None, typer.Option(help="The 'data' of the run that the source comes from (YAML).")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 100,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 4096,
@@ -150,7 +151,7 @@ def learn(
     checkpoint = open_checkpoint(source)
     if plan.exists() or not plan.absolute().parent.is_dir():
         raise OutgrowError(f"'{plan}' exists already, or its directory does not; choose another place")
-    made = _plan(checkpoint, operator, factor, None, knob, None)
+    made = _plan(checkpoint, operator, factor, None, knob, operator_file)
     text = load(DataConfig, data) if data else DataConfig()  # type: ignore[call-arg]
     given = {"steps": steps, "batch_tokens": batch_tokens, "learning_rate": learning_rate}
     settings = parse(LearnConfig, given, where="outgrow learn")

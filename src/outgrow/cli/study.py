@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import AsJson, Comparison, Factor, Folder, Page, Runs, SlurmOptions, pairs, refuse_given, seeds_of
+from outgrow.cli.options import AsJson, Comparison, Factor, Folder, OperatorFile, Page, Runs, SlurmOptions, pairs, refuse_given, seeds_of
 from outgrow.cli.show import refuse_picture
 from outgrow.errors import OutgrowError
 
@@ -25,12 +25,14 @@ def study(
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run on a CPU.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="slurm, or local: every run a job of submitit.")] = None,
     option: SlurmOptions = None,
+    operator_file: OperatorFile = None,
     show: Annotated[bool, typer.Option("--list", help="Say what is done and what is left, and run nothing.")] = False,
 ) -> None:
     """Run what a study lacks: every arm's sweep of the learning rate, then all seeds; killed, the same command goes on.
 
     Records go to FOLDER/results/SCALE.jsonl, a line a run; 'outgrow report NAME' makes tables and figures of them.
     """
+    from outgrow.extensions import use_operators
     from outgrow.lab.campaign import refuse_arms, run_study
     from outgrow.lab.findings import state_lines
     from outgrow.lab.records import Records
@@ -40,6 +42,7 @@ def study(
 
     if option and cluster != "slurm":
         raise OutgrowError("--option is one of SLURM and has no effect without --cluster slurm; leave it out")
+    operators = use_operators(operator_file)
     found = [open_study(name, scale, folder) for name in named(names, folder)]
     records = Records(results_file(folder, scale))
     where = runs or Path("runs") / Path(scale).stem
@@ -51,7 +54,7 @@ def study(
         if show:
             refuse_arms(asked, size)
         else:
-            run_study(asked, size, seeds, where, records, jobs, threads, lambda line: print(line, flush=True), submit)
+            run_study(asked, size, seeds, where, records, jobs, threads, lambda line: print(line, flush=True), submit, operators)
         print("\n".join(state_lines(asked, size, seeds, records)))
 
 
@@ -66,13 +69,14 @@ def report(
     output: Page = None,
     scale: Annotated[str, typer.Option(help="The scale of the studies.")] = "nano",
     folder: Folder = Path("studies"),
+    operator_file: OperatorFile = None,
     pictures: Annotated[Path | None, typer.Option(help="Where figures of studies go too, as PNG and SVG for papers.")] = None,
     against: Annotated[str | None, typer.Option(help="An arm with which all others are compared, in place of what the study says.")] = None,
 ) -> None:
     """Write the report of a finished comparison, or of studies, from their files alone: one page that opens offline."""
     if not studies:
-        if against or pictures:
-            raise OutgrowError("--against and --pictures are of studies; name the studies too")
+        if against or pictures or operator_file:
+            raise OutgrowError("--against, --pictures and --operator-file are of studies; name the studies too")
         from outgrow.lab.demo import open_comparison, show
         from outgrow.lab.outcome import read_outcome
 
@@ -81,12 +85,14 @@ def report(
         return
     if comparison:
         raise OutgrowError("--comparison is a report of its own; name studies, or give it, and not both")
+    from outgrow.extensions import use_operators
     from outgrow.lab.studies import read_studies
     from outgrow.lab.study_page import show_studies, write_studies
 
     count = len(seeds_of(seeds or "3"))
     if seeds_of(seeds or "3") != tuple(range(count)):
         raise OutgrowError(f"--seeds of studies says how many, such as 3, not '{seeds}'")
+    use_operators(operator_file)
     read = read_studies(studies, scale, count, folder, against)
     show_studies(read)
     page = output or runs / f"studies-{Path(scale).stem}.html"

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from outgrow.cli.app import app
-from outgrow.cli.options import DEFAULT_TRACK, Changes, Comparison, Page, RecipeFile, Runs, Seeds, SlurmOptions, Track, pairs, seeds_of
+from outgrow.cli.options import (
+    DEFAULT_TRACK,
+    Changes,
+    Comparison,
+    OperatorFile,
+    Page,
+    RecipeFile,
+    Runs,
+    Seeds,
+    SlurmOptions,
+    Track,
+    pairs,
+    seeds_of,
+)
 from outgrow.errors import OutgrowError
 
 
@@ -34,6 +47,7 @@ def train(
     runs: Runs = Path("runs"),
     change: Changes = None,
     track: Track = None,
+    operator_file: OperatorFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it needs, and train nothing.")] = False,
     ranks: Annotated[int, typer.Option(min=1, help="With --dry-run: over how many ranks.")] = 1,
     days: Annotated[float, typer.Option(min=0.001, help="With --dry-run: how long it may take.")] = 7.0,
@@ -42,8 +56,10 @@ def train(
 
     'torchrun --nproc-per-node N --no-python outgrow train RECIPE' trains on N ranks.
     """
+    from outgrow.extensions import use_operators
     from outgrow.lab.recipe import read_runs
 
+    use_operators(operator_file)
     found = read_runs(recipe, change or [])
     if dry_run:
         from outgrow.lab.budget import need_lines
@@ -68,6 +84,7 @@ def submit(
     runs: Runs = Path("runs"),
     change: Changes = None,
     track: Track = None,
+    operator_file: OperatorFile = None,
     cluster: Annotated[str, typer.Option(help="slurm, or local for processes of this machine.")] = "slurm",
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
     ranks: Annotated[int, typer.Option(min=1, help="Ranks on each node, one a GPU.")] = 8,
@@ -77,13 +94,15 @@ def submit(
     follow: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
 ) -> None:
     """Train a recipe as a SLURM job; when it is preempted or out of time it is queued again and goes on."""
+    from outgrow.extensions import use_operators
     from outgrow.lab.recipe import find_recipe, read_runs
     from outgrow.lab.submit import Job, executor, submit_with
 
     if option and cluster != "slurm":
         raise OutgrowError(f"--option is one of SLURM and has no effect with --cluster {cluster}; leave it out")
+    operators = use_operators(operator_file)
     read_runs(recipe, change or [])  # mistakes are told here, not in a log
-    job = Job(find_recipe(recipe), tuple(change or ()), runs.absolute(), tuple(track or DEFAULT_TRACK))
+    job = Job(find_recipe(recipe), tuple(change or ()), runs.absolute(), tuple(track or DEFAULT_TRACK), operators)
     handed = submit_with(executor(cluster, logs, nodes, ranks, hours, pairs(option, "--option")), logs)(job)
     print(f"job {handed.job.job_id}; its output: {logs}")
     if follow:

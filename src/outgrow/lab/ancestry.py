@@ -14,7 +14,7 @@ from outgrow.checkpoint.lineage import read_lineage
 from outgrow.config import Settings
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
-from outgrow.growth.operators import make_plan
+from outgrow.growth.operators import make_plan, own_code
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import resolved
 from outgrow.training.config import LearnConfig, RunConfig, ScheduleConfig, Start, first_token
@@ -102,7 +102,12 @@ def growth_of(run: RunConfig) -> GrowthPlan | None:
 
 def plan_of(start: Start, source: Config) -> GrowthPlan:
     """The plan of the operator that a start names, for the model that it grows."""
-    return make_plan(start.operator or "", arch_for(source), source, start.knobs)
+    plan = make_plan(start.operator or "", arch_for(source), source, start.knobs)
+    if start.code != own_code(start.operator or ""):
+        raise OutgrowError(
+            f"the Python of '{start.operator}' has changed since; give the file as it was with --operator-file, or train anew"
+        )
+    return plan
 
 
 def is_untrained(plan: GrowthPlan) -> bool:

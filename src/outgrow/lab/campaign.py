@@ -18,6 +18,7 @@ from typing import Any
 from outgrow.arch import Config, arch_for
 from outgrow.data.packed import Packed, prepare
 from outgrow.errors import DivergedError, Interrupted, OutgrowError
+from outgrow.extensions import use_operators
 from outgrow.files import read_json
 from outgrow.lab.ancestry import model_of, own_flops
 from outgrow.lab.execute import execute
@@ -34,7 +35,7 @@ _busy = Lock()  # held by a worker while it trains
 
 def run_study(
     study: Study, scale: Scale, seeds: int, root: Path, records: Records, jobs: int, threads: int, tell: Callable[[str], None],
-    submit: Callable[..., Any] | None = None,
+    submit: Callable[..., Any] | None = None, operators: str | None = None,
 ) -> None:  # fmt: skip
     """Trains what is lacking; killed, the same call goes on.
 
@@ -45,7 +46,8 @@ def run_study(
         jobs: runs at a time.
         threads: of each.
         tell: told what ends.
-        submit: hands `(train_one, run, root)` to something else than processes of this machine, and returns a future.
+        submit: hands `(train_one, run, root, operators)` to something else than processes of this machine, and returns a future.
+        operators: a file with operators of one's own, which is in use here already.
     """
     commit = _commit()
     packed = prepare(scale.data, root / "data")
@@ -63,7 +65,7 @@ def run_study(
                     break
                 parent = run.start.run if run.start else None
                 if run.identity() not in busy and (parent is None or finished(parent, root)):
-                    going[start(run, root)] = run
+                    going[start(run, root, operators)] = run
             if not going:
                 raise OutgrowError(f"'{runs[0].name}' waits for a run that is not there; remove '{place(runs[0], root)}' and start again")
             for future in _first(going):
@@ -107,8 +109,9 @@ def _sizes(config: Config) -> dict[str, int]:
     return {"layer": arch.layers(config), **arch.sizes(config)}
 
 
-def train_one(run: RunConfig, root: Path) -> str:
+def train_one(run: RunConfig, root: Path, operators: str | None) -> str:
     """Trains one run whose parent is there; returns why it diverged, or nothing. Runs in a process of its own."""
+    use_operators(operators)
     stop = _Stop()
     with _busy, on_stop(stop.ask):
         try:
@@ -135,11 +138,11 @@ class _Stop:
 
 
 @contextmanager
-def _workers(jobs: int, threads: int) -> Iterator[Callable[[RunConfig, Path], Any]]:
+def _workers(jobs: int, threads: int) -> Iterator[Callable[..., Any]]:
     """What starts a run in a process of this machine and returns its future; stopped, all save first."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_single, initargs=(threads,)) as pool:
         try:
-            yield lambda run, root: pool.submit(train_one, run, root)
+            yield lambda *what: pool.submit(train_one, *what)
         except (KeyboardInterrupt, BrokenProcessPool, Interrupted) as error:
             for worker in active_children():
                 worker.terminate()  # SIGTERM: it saves, and stops
@@ -151,12 +154,12 @@ def _workers(jobs: int, threads: int) -> Iterator[Callable[[RunConfig, Path], An
 
 
 @contextmanager
-def _handed_over(submit: Callable[..., Any]) -> Iterator[Callable[[RunConfig, Path], Any]]:
+def _handed_over(submit: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """Jobs elsewhere: where this process is stopped they are cancelled, and where one fails the others end first; none is left behind."""
     handed: list[Any] = []
 
-    def start(run: RunConfig, root: Path) -> Any:
-        handed.append(submit(train_one, run, root))
+    def start(*what: Any) -> Any:
+        handed.append(submit(train_one, *what))
         return handed[-1]
 
     try:

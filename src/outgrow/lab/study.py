@@ -18,6 +18,7 @@ from outgrow.arch import arch_for
 from outgrow.config import Settings, load, parse, suggestion
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError
+from outgrow.growth.operators import calls_of, operator_of
 from outgrow.lab.ancestry import branch_of, in_order, run_of, whole_steps
 from outgrow.models.build import ModelConfig
 from outgrow.scaling.shapes import with_layers
@@ -229,11 +230,14 @@ def _model(config: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any
 def _named(operators: str, target: Mapping[str, Any]) -> str:
     """Operators with the target's keys in place of their names in braces."""
     try:
-        return operators.format(**target)
+        named = operators.format(**target)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise OutgrowError(
             f"'{operators}' has braces around what is no key of the target ({error}); write one, such as {{num_hidden_layers}}"
         ) from None
+    for name, _ in calls_of(named):
+        operator_of(name)
+    return named
 
 
 def _edited(known: Mapping[str, Any], edits: Mapping[str, Any], whose: str) -> dict[str, Any]:

@@ -20,17 +20,20 @@ class Job:
     changes: tuple[str, ...]
     runs: Path
     track: tuple[str, ...]
+    operators: str | None
 
     def __call__(self) -> dict[str, float]:
         """Trains; returns run name -> held-out loss."""
         import submitit
 
         from outgrow.checkpoint.ranks import join_ranks
+        from outgrow.extensions import use_operators
         from outgrow.lab.recipe import read_runs
         from outgrow.lab.watch import execute_all
 
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         join_ranks()
+        use_operators(self.operators)
         runs = read_runs(self.recipe, list(self.changes))
         results = execute_all(runs, self.runs, track=self.track)
         return {run.name: results[run.identity()].final_loss for run in runs}

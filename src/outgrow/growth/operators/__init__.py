@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import copy
+import hashlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -58,7 +60,7 @@ def make_plan(
     `knobs` are those of a single operator named without any. A knob that an operator does not have, or that it lacks, is an error.
     """
     plan: GrowthPlan | None = None
-    calls = list(_calls(text))
+    calls = list(calls_of(text))
     if knobs and (len(calls) > 1 or calls[0][1]):
         raise OutgrowError(f"'{text}' has knobs of its own, and {', '.join(knobs)} stand apart; write them into the parentheses")
     for name, own in calls:
@@ -72,9 +74,7 @@ def single_plan(
     name: str, arch: Arch, config: Config, knobs: Mapping[str, Any], operators: Mapping[str, Operator] = OPERATORS
 ) -> GrowthPlan:  # fmt: skip
     """The plan of one named operator."""
-    if name not in operators:
-        raise OutgrowError(f"unknown operator '{name}'; known: {', '.join(operators)}")
-    taken = list(inspect.signature(operators[name]).parameters.items())[2:]
+    taken = list(inspect.signature(operator := operator_of(name, operators)).parameters.items())[2:]
     if variable := next((knob for knob, one in taken if one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL)), None):
         raise OutgrowError(f"the operator '{name}' takes any '{variable}'; let it name its knobs, so that they can be checked and told")
     parameters = dict(taken)
@@ -82,7 +82,7 @@ def single_plan(
         if knob not in parameters:
             has = f"it has: {', '.join(parameters)}" if parameters else "it has none"
             raise OutgrowError(f"the operator '{name}' has no knob '{knob}'; {has}")
-        kind = _kind(operators[name], parameters[knob])
+        kind = _kind(operator, parameters[knob])
         if not _is_of(value, kind):
             said = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).removeprefix("typing.")
             raise OutgrowError(f"the knob '{knob}' of '{name}' must be of type {said}, not {value!r}")
@@ -94,7 +94,7 @@ def single_plan(
         if parameter.default is parameter.empty and knob not in knobs:
             raise OutgrowError(f"the operator '{name}' needs the knob '{knob}'")
     try:
-        made: Any = operators[name](arch, copy.deepcopy(config), **knobs)
+        made: Any = operator(arch, copy.deepcopy(config), **knobs)
     except OutgrowError:
         raise
     except Exception as error:  # of an operator of someone's own
@@ -125,7 +125,21 @@ def _is_of(value: Any, kind: Any) -> bool:
     return kind in (object, Any) or type(value) is (get_origin(kind) or kind) or (kind is float and type(value) is int)
 
 
-def _calls(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def operator_of(name: str, operators: Mapping[str, Operator] = OPERATORS) -> Operator:
+    """The operator of a name."""
+    if name not in operators:
+        raise OutgrowError(f"unknown operator '{name}'; known: {', '.join(operators)}, and those of a file given with --operator-file")
+    return operators[name]
+
+
+def own_code(text: str) -> str | None:
+    """A hash over the Python files of those operators of a text that do not come with outgrow; None where all do, or are unknown."""
+    own = {operator for name, _ in calls_of(text) if (operator := OPERATORS.get(name)) and not operator.__module__.startswith("outgrow.")}
+    files = sorted({inspect.getfile(operator) for operator in own})
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16] if files else None
+
+
+def calls_of(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The operators of a text and their knobs: names, each with `(knob=value, ...)` or without."""
     pattern = r"\s*([A-Za-z][\w.-]*)\s*(\([^()]*\))?\s*(,|$)"
     place = 0
