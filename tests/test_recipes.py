@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.progress import Progress
 from safetensors.torch import load_file
 
 from outgrow.arch import LLAMA, arch_for
@@ -30,6 +31,7 @@ from outgrow.lab.runs import place
 from outgrow.lab.stopping import on_stop
 from outgrow.lab.submit import executor
 from outgrow.lab.track import trackers
+from outgrow.lab.watch import Watch
 from outgrow.models.build import empty, resolved
 from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig, Start
 from outgrow.training.loop import train
@@ -712,21 +714,59 @@ def test_a_signal_that_someone_has_taken_stays_his():
     def theirs(number, frame):
         asked.append("theirs")
 
+    def ours(number):
+        asked.append("ours")
+
     before, interrupt = signal.signal(signal.SIGTERM, theirs), signal.getsignal(signal.SIGINT)
     try:
         for _ in range(2):  # a worker trains one run after another
-            with on_stop(lambda: asked.append("ours")):
+            with on_stop(ours):
                 signal.raise_signal(signal.SIGTERM)
                 signal.raise_signal(signal.SIGINT)
         assert asked == ["theirs", "ours"] * 2
         assert signal.getsignal(signal.SIGTERM) is theirs
         assert signal.getsignal(signal.SIGINT) is interrupt
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with on_stop(lambda: asked.append("both")):
+        with on_stop(lambda number: asked.append("both")):
             signal.raise_signal(signal.SIGTERM)
         assert asked[-1] == "both"
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_job_whose_time_is_up_saves_before_it_is_queued_again():
+    """submitit queues it again in its handler of SIGUSR2, and ends it there."""
+    done = []
+
+    def queue_again(number, frame):
+        done.append("queued")
+        raise SystemExit
+
+    def train_until_it_is_up():
+        with on_stop(lambda number: done.append("asked")):
+            signal.raise_signal(signal.SIGUSR2)
+            done.append("saved")
+            raise Interrupted("saved")
+
+    before = signal.signal(signal.SIGUSR2, queue_again)
+    try:
+        with pytest.raises(SystemExit):
+            train_until_it_is_up()
+        assert done == ["asked", "saved", "queued"]
+        assert signal.getsignal(signal.SIGUSR2) is queue_again
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_only_ctrl_c_twice_stops_at_once():
+    """Under torchrun a worker hears SIGTERM from the cluster and from torchrun itself."""
+    with Progress(disable=True) as progress:
+        watch = Watch(progress, progress.add_task(""), 0.0)
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            watch.ask(number)
+        assert watch.stop()
+        with pytest.raises(KeyboardInterrupt):
+            watch.ask(signal.SIGINT)
 
 
 def test_a_start_that_warms_nothing_is_refused():

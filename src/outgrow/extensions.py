@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -16,9 +17,9 @@ from outgrow.arch import FAMILIES, Arch, parse
 from outgrow.arch.spec import Admits, Space
 from outgrow.config import Settings, load
 from outgrow.errors import OutgrowError
-from outgrow.growth.operators import OPERATORS, Operator
+from outgrow.growth.operators import OPERATORS, Operator, calls_of
 
-OWN = frozenset(OPERATORS)
+BUILT_IN = frozenset(OPERATORS)
 
 
 class SpaceFile(Settings):
@@ -73,7 +74,7 @@ def load_operators(place: str) -> dict[str, Operator]:
     own = {name: value for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == spec.name}
     operators = {name: value for name, value in own.items() if list(inspect.signature(value).parameters)[:2] == ["arch", "config"]}
     found = {name.replace("_", "-"): value for name, value in operators.items() if not name.startswith("_")}
-    if taken := sorted(found.keys() & OWN):
+    if taken := sorted(found.keys() & BUILT_IN):
         raise OutgrowError(f"'{place}' defines '{taken[0]}', which is an operator of outgrow; give yours another name")
     if not found:
         raise OutgrowError(f"'{place}' defines no operator: a function of (arch, config, knobs...) that returns a GrowthPlan")
@@ -89,6 +90,12 @@ def use_operators(place: str | None) -> str | None:
         return None
     OPERATORS.update(load_operators(place))
     return str(Path(place).absolute())
+
+
+def own_code(text: str) -> str | None:
+    """A hash over the Python files of those operators of a text that do not come with outgrow; None where all do, or are unknown."""
+    files = sorted({inspect.getfile(OPERATORS[name]) for name, _ in calls_of(text) if name in OPERATORS.keys() - BUILT_IN})
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16] if files else None
 
 
 def load_family(path: Path) -> Arch:

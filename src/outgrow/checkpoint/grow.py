@@ -21,7 +21,7 @@ from outgrow.checkpoint.layout import Shard, moment_shards, raw, weight_shards
 from outgrow.checkpoint.lineage import LINEAGE, Lineage, read_lineage
 from outgrow.checkpoint.names import Names, torchtitan_names
 from outgrow.checkpoint.optimizer_state import BEHIND_MASKS, CLOCK
-from outgrow.checkpoint.ranks import leads, telling, told
+from outgrow.checkpoint.ranks import agreed, leads, telling
 from outgrow.checkpoint.safetensors_file import FLOATS, Stored
 from outgrow.checkpoint.writing import Progress, write_shards
 from outgrow.errors import OutgrowError
@@ -65,7 +65,7 @@ def grow_directory(
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     layout, weights = settle(checkpoint, plan, max_shard_bytes, optimizer, dtype, form)
     if isinstance(layout, Distributed) and not leads():
-        place = told()
+        place = agreed(None)
         return layout.write(place) if place else None
     # A Hugging Face directory is written by whoever calls this, alone, in a group of ranks too.
     talk = telling() if isinstance(layout, Distributed) else nullcontext(lambda place: None)

@@ -37,6 +37,11 @@ def leads() -> bool:
     return rank() == 0
 
 
+def local_rank() -> int:
+    """Which of the processes of this machine this is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def join_ranks() -> None:
     """Makes a process group of the processes that `torchrun` started, if it did."""
     if started() > 1:
@@ -44,7 +49,7 @@ def join_ranks() -> None:
         from torch import distributed
 
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(local_rank() % torch.cuda.device_count())
         if not distributed.is_initialized():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
             # Ranks wait for one another by gloo alone; NCCL keeps its own timeout, so that a lost GPU is noticed in minutes.
@@ -65,7 +70,7 @@ def telling(group: Any = None) -> Generator[Callable[[Path], None], None, None]:
     def tell(place: Path | None) -> None:
         nonlocal done
         done = True
-        told(group, place)
+        agreed(place, group)
 
     try:
         yield tell
@@ -74,12 +79,12 @@ def telling(group: Any = None) -> Generator[Callable[[Path], None], None, None]:
             tell(None)
 
 
-def told(group: Any = None, place: Path | None = None) -> Path | None:
-    """Which place rank 0 says, on every rank; its own `place` is what it says."""
+def agreed(value: Any, group: Any = None) -> Any:
+    """What rank 0 has, on every rank: over a network another may see a folder as it was a while ago."""
     if world() == 1:
-        return place
+        return value
     from torch import distributed
 
-    said = [place and str(place)]
+    said = [value]
     distributed.broadcast_object_list(said, group=group)
-    return Path(said[0]) if said[0] else None
+    return said[0]

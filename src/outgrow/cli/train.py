@@ -54,7 +54,8 @@ def train(
 ) -> None:
     """Train a recipe to its end, stage by stage, or one run and the runs it starts from; resume what was interrupted.
 
-    'torchrun --nproc-per-node N --no-python outgrow train RECIPE' trains on N ranks.
+    'torchrun --nproc-per-node N --no-python outgrow train RECIPE' trains on N ranks. Stopped, it kills them after 30 seconds; with
+    TORCH_ELASTIC_SHUTDOWN_TIMEOUT=900 in the environment they have more to save.
     """
     from outgrow.extensions import use_operators
     from outgrow.lab.recipe import read_runs

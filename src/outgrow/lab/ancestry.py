@@ -13,8 +13,9 @@ from outgrow.arch import Config, arch_for, step_flops
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.config import Settings
 from outgrow.errors import OutgrowError
+from outgrow.extensions import own_code
 from outgrow.files import read_json
-from outgrow.growth.operators import make_plan, own_code
+from outgrow.growth.operators import make_plan
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import resolved
 from outgrow.training.config import LearnConfig, RunConfig, ScheduleConfig, Start, first_token

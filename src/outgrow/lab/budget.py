@@ -76,7 +76,9 @@ def _activations(run: RunConfig, config: Any, tokens: int) -> int:
     residual = 4 * sizes["hidden"]
     layers = arch.layers(config)
     capped = 3 * 4 * sizes["vocab"] if config.get("final_logit_softcapping") else 0  # logits that must be whole, and their gradient
-    return tokens * (residual * layers + inside * (1 if run.recompute else layers) + capped)
+    # Matrices are cast, and those of one input joined, for their products; the copies are kept for the backward pass.
+    copies = width * parameter_counts(arch, config).non_embedding // (layers if run.recompute else 1)
+    return copies + tokens * (residual * layers + inside * (1 if run.recompute else layers) + capped)
 
 
 def need_lines(runs: list[RunConfig], ranks: int, days: float) -> Iterator[str]:
@@ -93,6 +95,9 @@ def need_lines(runs: list[RunConfig], ranks: int, days: float) -> Iterator[str]:
             f"  memory on each of {ranks} ranks: {_gb(need.state_bytes)} of weights, gradients and optimizer, about "
             f"{_gb(need.activation_bytes)} of activations"
         )
+        passes = run.batch_tokens // (run.micro_batch_tokens or run.batch_tokens)
+        on_a_rank = run.batch_tokens // passes // ranks
+        yield f"  a step: {run.batch_tokens:,} tokens in {passes} passes of {on_a_rank:,} on each rank (micro_batch_tokens)"
         yield f"  one checkpoint: {_gb(need.checkpoint_bytes)}"
         seconds = days * 86400 * need.flops / whole
         yield f"  to end in its share of {days:g} days: {need.tokens / seconds:,.1f} tokens/s, {need.flops / seconds:.3e} FLOPs/s in all"

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -127,7 +128,7 @@ class _Stop:
     def __init__(self) -> None:
         self.asked = False
 
-    def ask(self) -> None:
+    def ask(self, number: int) -> None:
         self.asked = True
 
     def row(self, row: Any) -> None:
@@ -140,7 +141,11 @@ class _Stop:
 @contextmanager
 def _workers(jobs: int, threads: int) -> Iterator[Callable[..., Any]]:
     """What starts a run in a process of this machine and returns its future; stopped, all save first."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_single, initargs=(threads,)) as pool:
+    context = get_context("spawn")
+    numbers = context.SimpleQueue()
+    for number in range(jobs):
+        numbers.put(number)
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_single, initargs=(threads, numbers)) as pool:
         try:
             yield lambda *what: pool.submit(train_one, *what)
         except (KeyboardInterrupt, BrokenProcessPool, Interrupted) as error:
@@ -174,10 +179,12 @@ def _handed_over(submit: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         raise
 
 
-def _single(threads: int) -> None:
+def _single(threads: int, numbers: SimpleQueue[int]) -> None:
+    """Prepares a worker: one of several on this machine, each with an accelerator of its own where there are as many."""
     import torch
     import transformers
 
+    os.environ["LOCAL_RANK"] = str(numbers.get())
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()

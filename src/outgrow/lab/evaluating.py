@@ -10,6 +10,7 @@ from outgrow.checkpoint.ranks import leads
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.training.config import RunConfig
+from outgrow.training.distributed import device
 from outgrow.training.loop import Evaluate
 from outgrow.training.record import EVALUATED, Row
 
@@ -49,7 +50,8 @@ def evaluator(run: RunConfig, root: Path) -> Evaluate | None:
     def evaluate(directory: Path) -> Row:
         most = positions(read_json(directory / CONFIG))
         context = run.data.context if most is None or run.data.context <= most else None
-        found = results.evaluate(directory, suite, loaded, settings.limit, settings.batch_size, context=context)
+        dtype = "bfloat16" if run.precision == "bf16" and device().type == "cuda" else "auto"  # as it is trained
+        found = results.evaluate(directory, suite, loaded, settings.limit, settings.batch_size, context=context, dtype=dtype)
         return {name: value for task, result in found.items() for name, value in fields(task, result).items()}
 
     return evaluate

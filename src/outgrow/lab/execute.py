@@ -13,7 +13,7 @@ from typing import Any
 from outgrow.checkpoint.grow import grow_directory, refuse_hidden
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import read_lineage
-from outgrow.checkpoint.ranks import leads, told, world
+from outgrow.checkpoint.ranks import agreed, leads, world
 from outgrow.data.config import DataConfig
 from outgrow.data.packed import Packed, prepare
 from outgrow.errors import OutgrowError
@@ -48,7 +48,7 @@ def execute(run: RunConfig, root: Path, observer: Observer, live: list[Run] | No
     with _alone(run, root, patient) if leads() else nullcontext():
         if leads():
             _refuse_other_start(run, directory)
-        if finished(run, root):
+        if agreed(finished(run, root)):
             return
         evaluate = evaluator(run, root)
         if leads():
@@ -146,7 +146,7 @@ def differences(before: Any, after: Any, name: str = "") -> list[str]:
 def _in_place(run: RunConfig, directory: Path, before: Run | None) -> Origin | None:
     """The parent grown where it lies, if it is still in memory at the right clock and its plan allows that."""
     start = run.start
-    if not (before and start and start.run and start.operator) or told(place=latest_checkpoint(directory)):
+    if not (before and start and start.run and start.operator) or agreed(latest_checkpoint(directory)):
         return None
     if before.config.identity() != start.run.identity() or before.clock.tokens != first_token(run):
         return None
@@ -199,7 +199,7 @@ def _start(run: RunConfig, root: Path) -> Path | Origin | None:
         return source
     grown = place(run, root) / GROWN
     plan = plan_of(run.start, read_json(source / "config.json"))
-    if told(place=latest_checkpoint(place(run, root))) and not grown.is_dir() and can_grow_in_place(plan, run.start.optimizer):
+    if agreed(latest_checkpoint(place(run, root))) and not agreed(grown.is_dir()) and can_grow_in_place(plan, run.start.optimizer):
         return already_grown(plan, read_lineage(source))
     if leads() and not grown.is_dir():
         if is_untrained(plan):

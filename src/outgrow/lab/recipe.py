@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from outgrow.config import Settings, parse, read_yaml, told
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError, one_line
+from outgrow.extensions import own_code
 from outgrow.lab.ancestry import branch_of, run_of
 from outgrow.models.build import ModelConfig
 from outgrow.training.config import EvaluateConfig, LearnConfig, OptimizerConfig, RunConfig, ScheduleConfig, SpikeConfig, Start
@@ -140,7 +141,7 @@ class Recipe(Settings):
         warm = self.schedule.warmup_tokens if stage.rate == "rewarm-new" else 0
         return Start(
             run=before, operator=stage.grow, optimizer=stage.optimizer, rewarm_tokens=warm or None, learn=stage.learn,
-            unmask_tokens=stage.unmask_tokens,
+            unmask_tokens=stage.unmask_tokens, code=own_code(stage.grow) if stage.grow else None,
         )  # fmt: skip
 
     def _schedule(self, begin: int) -> ScheduleConfig:
@@ -179,11 +180,21 @@ def read_runs(path: Path, changes: list[str]) -> list[RunConfig]:
         with told(RunConfig, f"'{path}'"):
             runs = recipe.runs()
     else:
-        runs = [parse(RunConfig, content, where=f"'{path}'")]
+        runs = [parse(RunConfig, _with_code(content), where=f"'{path}'")]
     end = max(run.tokens for run in runs)
     if late := [clock for run in runs if run.evaluate for clock in run.evaluate.at if clock > end]:
         raise OutgrowError(f"'{path}': evaluate.at names {late[0]:,} tokens, which lie beyond the end ({end:,}); remove it")
     return runs
+
+
+def _with_code(content: Any) -> Any:
+    """The settings of a run with the hash of the Python of its operators, and of its ancestors'."""
+    start = content.get("start") if isinstance(content, dict) else None
+    if not isinstance(start, dict):
+        return content
+    operator = start.get("operator")
+    code = {"code": own_code(operator)} if isinstance(operator, str) else {}
+    return {**content, "start": {**start, **code, **({"run": _with_code(start["run"])} if "run" in start else {})}}
 
 
 def find_recipe(path: Path) -> Path:

@@ -18,6 +18,7 @@ from outgrow.arch import arch_for
 from outgrow.config import Settings, load, parse, suggestion
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError
+from outgrow.extensions import own_code
 from outgrow.growth.operators import calls_of, operator_of
 from outgrow.lab.ancestry import branch_of, in_order, run_of, whole_steps
 from outgrow.models.build import ModelConfig
@@ -202,8 +203,9 @@ def _trunk(arm: Arm, scale: Scale, budget: int, budgets: list[int], label: str, 
     for number, (growth, clock) in enumerate(zip(arm.growths, mine, strict=True)):
         is_last = number == len(mine) - 1
         end = last if is_last else mine[number + 1]
+        operator = _named(growth.grow, target)
         start = Start(
-            run=run, tokens=clock, operator=_named(growth.grow, target), optimizer=growth.optimizer,
+            run=run, tokens=clock, operator=operator, code=own_code(operator), optimizer=growth.optimizer,
             rewarm_tokens=(scale.warmup_tokens or None) if growth.rate == "rewarm-new" else None,
         )  # fmt: skip
         schedule = warm if growth.rate == "restart" else ScheduleConfig()  # type: ignore[call-arg]

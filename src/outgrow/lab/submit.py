@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from outgrow.errors import OutgrowError, one_line
 
+CPUS = 8  # of each rank: training, autograd, communication, compilation and the writing of checkpoints
+SAVING = 600  # seconds before a job's time is up in which it saves
 _FOR_EVER = 10**9  # times that a job is queued again when it is out of time; submitit's own 3 would leave a long run half-way
 
 
@@ -23,7 +27,7 @@ class Job:
     operators: str | None
 
     def __call__(self) -> dict[str, float]:
-        """Trains; returns run name -> held-out loss."""
+        """Trains; returns run name -> held-out loss, on the first rank."""
         import submitit
 
         from outgrow.checkpoint.ranks import join_ranks
@@ -31,12 +35,12 @@ class Job:
         from outgrow.lab.recipe import read_runs
         from outgrow.lab.watch import execute_all
 
-        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         join_ranks()
         use_operators(self.operators)
         runs = read_runs(self.recipe, list(self.changes))
         results = execute_all(runs, self.runs, track=self.track)
-        return {run.name: results[run.identity()].final_loss for run in runs}
+        return {run.name: results[run.identity()].final_loss for run in runs if run.identity() in results}
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,9 @@ def executor(cluster: str, logs: Path, nodes: int, ranks: int, hours: float, opt
         raise OutgrowError(f"there is no cluster '{cluster}' here ({one_line(error)}); use --cluster local or slurm") from None
     shape = {"nodes": nodes, "tasks_per_node": ranks, "timeout_min": max(1, round(hours * 60))}
     if cluster == "slurm":
-        shape |= {"gpus_per_node": ranks, **{f"slurm_{name}": value for name, value in options.items()}}
+        own = {"cpus_per_task": CPUS, "signal_delay_s": SAVING, **options}
+        shape |= {"gpus_per_node": ranks, **{f"slurm_{name}": value for name, value in own.items()}}
+    elif torch.cuda.is_available():
+        shape |= {"gpus_per_node": torch.cuda.device_count()}  # of which each rank takes its own
     made.update_parameters(**shape)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from outgrow.checkpoint.ranks import leads
+from outgrow.checkpoint.ranks import agreed, leads
 from outgrow.data.packed import prepare
 from outgrow.lab.ancestry import flops_before, in_order, own_flops
 from outgrow.lab.execute import execute, refuse_early
@@ -62,10 +63,12 @@ class Watch:
     def stop(self) -> bool:
         return self.stopping
 
-    def ask(self) -> None:
-        """Asked once, the run saves and stops; asked twice, it stops at once."""
+    def ask(self, number: int) -> None:
+        """Asked once, the run saves and stops; by Ctrl-C again, at once. SIGTERM comes twice under torchrun, which sends on its own."""
         if self.stopping:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.stopping = True
         self.progress.console.print("stopping after this step and saving; press Ctrl-C again to stop at once")
 
@@ -73,11 +76,12 @@ class Watch:
 def execute_all(
     wanted: Iterable[RunConfig], root: Path, console: Console | None = None, track: Iterable[str] = ()
 ) -> dict[str, Result]:  # fmt: skip
-    """Executes runs and their ancestors, parents first, with one bar for all; returns identity -> result."""
+    """Executes runs and their ancestors, parents first, with one bar for all; returns identity -> result, on the rank that leads."""
     console = console or Console(stderr=True)
     transformers.utils.logging.disable_progress_bar()  # one bar is enough
     runs = in_order(wanted)
-    for data in {run.data.model_dump_json(): run.data for run in runs if not finished(run, root)}.values():
+    lacking = {run.identity() for run in runs if not agreed(finished(run, root))}
+    for data in {run.data.model_dump_json(): run.data for run in runs if run.identity() in lacking}.values():
         if leads():
             with console.status("packing the corpus"):
                 prepare(data, root / "data")
@@ -93,13 +97,15 @@ def execute_all(
         with on_stop(watch.ask):
             live: list[Run] = []
             for number, run in enumerate(runs):
-                fresh, already = not finished(run, root), flops_done(run, root)
+                fresh, already = run.identity() in lacking, flops_done(run, root)
                 watch.name = f"{number + 1}/{len(runs)} {run.name}"
                 watch.clock = flops_before(run) + already
                 watch.trackers = trackers(track, run, place(run, root), clock_of(run, root)) if fresh and leads() else ()
                 execute(run, root, watch, live)
-                result = results[run.identity()] = read_result(run, root)
                 watch.done += costs[run.identity()] - already
-                if fresh and leads():
+                if not leads():
+                    continue
+                result = results[run.identity()] = read_result(run, root)
+                if fresh:
                     progress.console.print(f"{run.name}: held-out loss {result.final_loss:.4f} at {result.flops:.3e} FLOPs")
     return results

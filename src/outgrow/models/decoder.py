@@ -56,6 +56,8 @@ class Decoder:
         self.is_tied, self.layers = config.tie_word_embeddings, config.num_hidden_layers
         # Made anew, in float32: a float64 model still rotates by the frequencies that transformers computes.
         self.inverse_frequency: Tensor = type(model.model.rotary_emb)(config).inv_freq.detach().float()
+        if compile:  # a graph for each width and shape of a batch; a run that grows in width has several
+            torch._dynamo.config.recompile_limit = 64
         self.block = torch.compile(self._block, dynamic=False) if compile else self._block
         self.recompute = recompute
         self._hold(dict(model.named_parameters()))
@@ -94,7 +96,7 @@ class Decoder:
         x_BTH = F.embedding(tokens_BT, embedding).to(torch.promote_types(embedding.dtype, torch.float32))
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
-                x_BTH = checkpoint(block, x_BTH, rotary, future, use_reentrant=False)  # type: ignore[assignment]
+                x_BTH = checkpoint(block, x_BTH, rotary, future, use_reentrant=False, preserve_rng_state=False)  # type: ignore[assignment]
             else:
                 x_BTH = block(x_BTH, rotary, future)
         return self._norm(x_BTH, top["model.norm.weight"])
@@ -148,7 +150,8 @@ class Decoder:
         return F.linear(x, _joined(weights).to(self.dtype), _joined(biases).to(self.dtype) if biases else None)
 
     def _rotary(self, length: int, device: torch.device) -> Rotary:
-        angle = torch.arange(length, device=device).float()[:, None] * self.inverse_frequency.to(device)
+        self.inverse_frequency = self.inverse_frequency.to(device)
+        angle = torch.arange(length, device=device).float()[:, None] * self.inverse_frequency
         return Rotary(angle.cos().to(self.dtype), angle.sin().to(self.dtype))
 
 

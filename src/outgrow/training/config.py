@@ -10,8 +10,6 @@ from pydantic import Field, PositiveInt, model_validator
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.config import Settings, later
 from outgrow.data.config import DataConfig
-from outgrow.errors import OutgrowError
-from outgrow.growth.operators import own_code
 from outgrow.models.build import ModelConfig
 
 
@@ -75,17 +73,7 @@ class Start(Settings):
     unmask_tokens: int | None = later(None, "tokens over which random-depth, random-width and msg open their masks", ge=1)
 
     rewarm_tokens: int | None = later(None, "tokens over which the learning rate of what growth made, and of nothing else, rises", ge=1)
-    code: str | None = later(None, "a hash of the Python of operators of one's own; filled in")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_code(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("operator"), str) or "code" in given:
-            return given
-        try:
-            return {**given, "code": own_code(given["operator"])}
-        except OutgrowError as error:
-            raise ValueError(str(error)) from None
+    code: str | None = later(None, "a hash of the Python of operators of one's own; filled in where a recipe or study is read")
 
     @model_validator(mode="after")
     def _one_source(self) -> Start:

@@ -22,7 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from outgrow.checkpoint.dcp import Chunked
 from outgrow.checkpoint.layout import raw
-from outgrow.checkpoint.ranks import leads, rank, world
+from outgrow.checkpoint.ranks import leads, local_rank, rank, world
 from outgrow.checkpoint.safetensors_file import TORCH_NAMES, Stored, write_header
 from outgrow.files import write_at
 
@@ -33,7 +33,7 @@ def device() -> torch.device:
     """Where this rank computes."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())  # SLURM may show each process one
 
 
 def product_dtype(precision: str) -> torch.dtype:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from outgrow.checkpoint.ranks import leads, world
+from outgrow.checkpoint.ranks import agreed, leads, world
 from outgrow.data.packed import Batches, Packed, validation_batches
 from outgrow.errors import DivergedError, Interrupted, OutgrowError
 from outgrow.files import write_json
@@ -113,7 +113,7 @@ def _rollbacks(run: Run) -> int:
     if leads():
         forget_rollbacks_from(run.directory / METRICS, run.clock.tokens)
     wait()
-    return sum("rolled_back" in row for row in read_rows(run.directory))
+    return agreed(sum("rolled_back" in row for row in read_rows(run.directory)))
 
 
 def _advance(run: Run, batches: Batches, observer: Observer, evaluate: Evaluate | None) -> None:
@@ -126,7 +126,7 @@ def _advance(run: Run, batches: Batches, observer: Observer, evaluate: Evaluate 
     if _due(run, config.validate_every):
         _record(run, observer, _validation_row(run, batches))
     _evaluate(run, observer, evaluate)
-    stopping = mean_and_any(0.0, observer.stop())[1] and tokens < config.tokens
+    stopping = mean_and_any(0.0, observer.stop() or run.writer.failed())[1] and tokens < config.tokens
     if stopping or _due(run, config.save_every) or tokens in config.keep:
         _save(run)
     if stopping:
@@ -142,12 +142,12 @@ def _step(run: Run, batches: Batches) -> dict[str, float]:
     sequences = config.batch_tokens // config.data.context
     rows = torch.from_numpy(batches.at(clock.tokens + clock.skipped, sequences, own_rows(sequences)))
     parts = rows.split((config.micro_batch_tokens or config.batch_tokens) // config.data.context // world())
-    total = 0.0
+    losses: list[Tensor] = []
     for part in parts:
         loss = run.loss(part) * (len(part) / len(rows))
         loss.backward()
-        total += loss.item()
-    total, _ = mean_and_any(total, False)
+        losses.append(loss.detach())
+    total, _ = mean_and_any(sum(float(loss) for loss in losses), False)  # read here, so that the device is waited for once
     _refuse_spike(run, total, rate)
     norm = float(_whole(torch.nn.utils.clip_grad_norm_(run.optimizer.parameters.values(), config.optimizer.clip)))
     if not math.isfinite(norm):
@@ -203,8 +203,10 @@ def validation_loss(run: Run) -> float:
     sequences = (run.config.micro_batch_tokens or run.config.batch_tokens) // run.config.data.context
     total = count = 0.0
     for rows in validation_batches(run.packed, run.config.data, sequences):
-        own = own_rows(len(rows)) if len(rows) % world() == 0 else slice(None)
-        loss, _ = mean_and_any(float(run.loss(torch.from_numpy(rows[own]))), False)
+        mine = rows[own_rows(len(rows))]
+        # A rank that has none takes part all the same, where parameters are gathered.
+        share = len(mine) * world() / len(rows)
+        loss, _ = mean_and_any(float(run.loss(torch.from_numpy(mine if len(mine) else rows[:1]))) * share, False)
         total, count = total + loss * len(rows), count + len(rows)
     if not count:
         raise OutgrowError(
@@ -229,7 +231,7 @@ def _record_first(run: Run, observer: Observer, batches: Batches) -> None:
     """The held-out loss before the first step, and the checkpoint of untrained weights, if that is asked for."""
     if run.clock.tokens > run.first:
         return
-    if not read_rows(run.directory):
+    if not agreed(read_rows(run.directory)):
         _record(run, observer, _validation_row(run, batches))
     if run.first in run.config.keep:
         _save(run)
@@ -242,8 +244,7 @@ def _evaluate(run: Run, observer: Observer, evaluate: Evaluate | None) -> None:
     """
     if evaluate is None or not _evaluation_due(run):
         return
-    there = leads() and any(_is_evaluation(row, run.clock.tokens) for row in read_rows(run.directory))
-    if mean_and_any(0.0, there)[1]:
+    if agreed(any(_is_evaluation(row, run.clock.tokens) for row in read_rows(run.directory))):
         return
     _save(run)
     run.writer.finish()
@@ -294,7 +295,7 @@ def _save(run: Run) -> None:
     place = checkpoint_at(run.directory, run.clock.tokens)
     run.writer.finish()
     _tidy(run)
-    if not place.exists():
+    if not agreed(place.exists()):
         state = state_of(run.model.config, run.parameters, run.optimizer, run.clock, run.config.identity(), run.seen(), run.copies)
         run.writer.write(place, state, run.packed.tokenizer_files)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from outgrow.arch import arch_for, flops_per_token, step_flops
-from outgrow.checkpoint.ranks import leads, told, world
+from outgrow.checkpoint.ranks import agreed, leads, world
 from outgrow.data.packed import Packed
 from outgrow.errors import OutgrowError
 from outgrow.files import mend
@@ -79,7 +79,7 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
         start = from_directory(start) if start else from_seed(resolved(config.model or {}), config.seed)
     origin = start.lineage
     first = origin.tokens
-    latest = told(place=latest_checkpoint(directory))  # over a network a rank may see the folder as it was a while ago
+    latest = agreed(latest_checkpoint(directory))
     source = from_directory(latest) if latest else start
     model_config = dict(source.config)
     refuse(config, model_config, first, packed)
@@ -118,7 +118,7 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
     flops = flops_per_token(arch, model_config, config.data.context)
     of_step = step_flops(arch, model_config, config.data.context, config.batch_tokens, config.optimizer.kind)
     run = Run(config, directory, packed, model, parameters, decoder, optimizer, clock, first, flops, of_step, origin.copies, masks, rewarm)
-    losses = [row["loss"] for row in read_rows(directory) if "loss" in row]
+    losses = agreed([row["loss"] for row in read_rows(directory) if "loss" in row])
     run.recent.extend(losses[-config.spike.window :])
     return run
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, distributed
 from outgrow.checkpoint.huggingface import SINGLE
 from outgrow.checkpoint.lineage import LINEAGE, Lineage
 from outgrow.checkpoint.optimizer_state import BEHIND_MASKS, CLOCK, moment_file, stored_moments
-from outgrow.checkpoint.ranks import PATIENCE, leads, telling, told, world
+from outgrow.checkpoint.ranks import PATIENCE, agreed, leads, telling, world
 from outgrow.checkpoint.safetensors_file import stored_in
 from outgrow.data.tokenizer import open_encoder
 from outgrow.errors import OutgrowError
@@ -90,7 +91,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
-        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE) if world() > 1 else None
+        self._group = _writers() if world() > 1 else None
         self._last: Future[None] | None = None
 
     def write(self, directory: Path, state: State, tokenizer: list[Path]) -> None:
@@ -98,11 +99,21 @@ class Writer:
         self.finish()
         self._last = self._pool.submit(_write, directory, state, tokenizer, self._group)
 
+    def failed(self) -> bool:
+        """Did the last checkpoint fail already? `finish` says why."""
+        return bool(self._last and self._last.done() and self._last.exception())
+
     def finish(self) -> None:
         """Waits until the last checkpoint is there for every rank, and says what went wrong with it."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
+
+
+@cache
+def _writers() -> Any:
+    """The process group that all writers of this process share, apart from training's, since they work at the same time."""
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def _write(directory: Path, state: State, tokenizer: list[Path], group: Any) -> None:
@@ -115,7 +126,7 @@ def _write(directory: Path, state: State, tokenizer: list[Path], group: Any) -> 
             _with_ends(state.config, open_encoder(temporary).end).save_pretrained(temporary)
             write_json(temporary / CLOCK, asdict(state.clock))
             write_json(temporary / LINEAGE, state.lineage.as_json())
-    elif place := told(group):
+    elif place := agreed(None, group):
         _write_tensors(place, state, group)
     wait(group)  # until it has its name: ranks that looked for the newest checkpoint before that would load different ones
 

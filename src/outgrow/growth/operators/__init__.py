@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ast
 import copy
-import hashlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -130,13 +128,6 @@ def operator_of(name: str, operators: Mapping[str, Operator] = OPERATORS) -> Ope
     if name not in operators:
         raise OutgrowError(f"unknown operator '{name}'; known: {', '.join(operators)}, and those of a file given with --operator-file")
     return operators[name]
-
-
-def own_code(text: str) -> str | None:
-    """A hash over the Python files of those operators of a text that do not come with outgrow; None where all do, or are unknown."""
-    own = {operator for name, _ in calls_of(text) if (operator := OPERATORS.get(name)) and not operator.__module__.startswith("outgrow.")}
-    files = sorted({inspect.getfile(operator) for operator in own})
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16] if files else None
 
 
 def calls_of(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
