@@ -600,6 +600,21 @@ def test_two_studies_at_once_keep_every_run_once(tmp_path):
     assert mine.keys() == other.keys() == Records(path).keys()
 
 
+def test_the_readme_quotes_what_the_studies_say():
+    readme = " ".join((STUDIES.parent / "README.md").read_text().split())
+    records = Records(STUDIES / "results" / "nano.jsonl")
+
+    def found(name, arm, against):
+        study, scale = nano(name)
+        rows = findings(study.compared_with(against), scale, 3, records)
+        return next(row for row in rows if row.name == arm).speed_ups["annealed"]
+
+    over_muon, over_adamw = (found("recipe", "later", against) for against in ("scratch-muon", "scratch"))
+    for one, whom in ((over_muon, "the best-tuned scratch run, Muon's"), (over_adamw, "tuned AdamW")):
+        assert f"{one.speed_up:.1%} ({100 * one.student[0]:.1f} to {100 * one.student[1]:.1f}) faster than {whom}" in readme
+    assert f"Muon, which was not, is worth {found('baseline', 'muon', 'scratch').speed_up:+.1%} over this baseline" in readme
+
+
 # -- really trained
 
 

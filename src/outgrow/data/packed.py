@@ -130,7 +130,7 @@ class Batches:
     def at(self, tokens_seen: int, count: int, part: slice = slice(None)) -> NDArray[np.int64]:
         """The next `count` sequences at clock `tokens_seen`: [count, context + 1].
 
-        With `part` only those: rank r of R reads `slice(r, None, R)`.
+        With `part` only those, such as the ones that are a rank's own.
         """
         first = tokens_seen // self.context
         return np.stack([self._sequence(index) for index in range(first, first + count)[part]])

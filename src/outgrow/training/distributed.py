@@ -1,7 +1,7 @@
 """Many ranks: a model sharded by FSDP2, loaded and saved a shard at a time, and grown in depth where it lies.
 
 A checkpoint is one set of safetensors files whatever the number of ranks: the header settles where every tensor lies, and each rank
-reads and writes its own rows. So bytes do not depend on the ranks, any number of them resumes what any other saved, and `grow` and
+reads and writes its own rows. So the layout does not depend on the ranks, any number of them resumes what any other saved, and `grow` and
 `transformers` read it as it is.
 """
 

@@ -8,8 +8,9 @@ from outgrow.growth.plan import Claims, GrowthPlan
 
 
 def random_width(arch: Arch, config: Config, hidden: int = 0, ffn: int = 0, kv: int = 0, group: int = 0, seed: int = 0) -> GrowthPlan:
-    """Widens spaces with random weights, W' = [[W, A], [B, C]]; what new channels, neurons and heads put out is masked until training
-    unmasks it. An output's mask is a mask on the weights that carry it into the residual stream, o, down and the embeddings.
+    """Widens spaces with random weights, W' = [[W, A], [B, C]], masked until training unmasks what they put out.
+
+    An output's mask is a mask on the weights that carry it into the residual stream, o, down and the embeddings.
     """
     asked = wider(arch, config, {"hidden": hidden, "ffn": ffn, "kv": kv, "group": group})
     lifts = {space: room(arch, space, old, new) for space, (old, new) in asked.items()}
