@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM
 
+from outgrow.cli import app
 from outgrow.cli.show import short_names
 
 from .recipes import TINY_COMPARISON, TINY_RUN, write
+from .test_extensions import run as cli  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 OUTGROW = [sys.executable, "-W", "error", "-c", "from outgrow.cli import main; main()"]
@@ -127,7 +130,10 @@ def test_ctrl_c_before_anything_is_trained(tmp_path):
     refused(done, "the same command goes on from what is whole", status=130)
 
 
-def test_bad_input_is_one_sentence(make_checkpoint, corpus, recipe, tmp_path):
+def test_bad_input_is_one_sentence(make_checkpoint, corpus, recipe, tmp_path, cli):  # noqa: F811
+    def outgrow(*arguments):  # in this process: two dozen imports of torch are half a minute
+        return subprocess.CompletedProcess(arguments, *cli(*arguments))
+
     source = make_checkpoint()
     nowhere = tmp_path / "nowhere"
     refused(outgrow("grow", nowhere, tmp_path / "target"), "there is no directory")
@@ -189,6 +195,25 @@ def test_the_readmes_commands_run(corpus, recipe, tmp_path):
         arguments = command[1:] + (["--comparison", str(recipe)] if command[1] in ("demo", "report") else [])
         done = outgrow(*arguments, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr)
+
+
+def test_the_rest_of_the_readme_is_understood(tmp_path, cli):  # noqa: F811
+    """What takes a cluster or hours: every option is there, and the recipe that it shows can be trained."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    commands = [line[line.index("outgrow") + 1 :] for line in lines if "outgrow" in line]
+    assert {command[0] for command in commands} >= {"train", "submit", "study", "report", "eval", "loss"}
+    for command in commands:
+        known, arguments = typer.main.get_command(app), command
+        while isinstance(known, typer.core.TyperGroup):
+            known, arguments = known.commands[arguments[0]], arguments[1:]
+        known.make_context("outgrow", list(arguments))  # raises where it has no such option
+    (shown,) = re.findall(r"```yaml\n(# run.yaml\n.*?)```", text, re.DOTALL)
+    (tmp_path / "run.yaml").write_text(shown)
+    status, out, err = cli("train", tmp_path / "run.yaml", "--dry-run")
+    assert status == 0, err
+    assert "in all" in out
 
 
 def test_make_sets_up_what_the_readme_promises():

@@ -28,7 +28,7 @@ from outgrow.lab.studies import Studied, budget_table, main_table, quoted, read_
 from outgrow.lab.study import Scale, Study, open_study, trial
 from outgrow.lab.study_figures import best_instants, curves, fitted_laws, pictures
 from outgrow.lab.study_page import fit_rows
-from outgrow.lab.sweep import MOST_RATES, complete, sweep, wanted
+from outgrow.lab.sweep import MOST_RATES, sweep, wanted
 from outgrow.training.config import first_token
 
 from .recipes import write
@@ -271,7 +271,7 @@ def test_rates_that_one_seed_does_not_tell_apart_are_told_by_all(tmp_path):
         if "seed2" not in record.name:
             dict.__setitem__(some, key, record)
     assert sweep(only, scale, "scratch", 3, some).lacking == ((0.006, 2), (0.012, 2))
-    assert complete(only, scale, 3, records)
+    assert not wanted(only, scale, 3, records)
 
 
 def test_what_all_seeds_said_stands_where_the_sweep_goes_further(tmp_path):
@@ -288,7 +288,7 @@ def test_what_all_seeds_said_stands_where_the_sweep_goes_further(tmp_path):
     found = sweep(only, scale, "scratch", 3, records)
     assert found.best == 0.006
     assert set(found.means) == {0.003, 0.006, 0.012}
-    assert complete(only, scale, 3, records)
+    assert not wanted(only, scale, 3, records)
 
 
 def test_jobs_that_were_handed_over_are_not_left_behind(folder, tmp_path, monkeypatch):
@@ -401,14 +401,14 @@ def test_laws_of_sizes_are_found(tmp_path):
     gain = {name: 0.25 for name in study.arms if name.endswith("stack")}
     records = made_up(study, scale, tmp_path / "records.jsonl", lambda *a: power(*a, gain=gain))
     one = Studied(study, scale, "nano", 3, records, tuple(findings(study, scale, 3, records)))
-    fits = fitted_laws(one)
+    fits = fitted_laws(one, resamples=20)
     for kind in ("scratch", "grown"):
         assert fits[kind]["power"].coefficients["b"] == pytest.approx(-0.15, abs=1e-3)
     # Models of one budget say nothing of tokens: that is said, and the page is made all the same.
     short = study.model_copy(update={"arms": {name: arm.model_copy(update={"budgets": (1,)}) for name, arm in study.arms.items()}})
     records = made_up(short, scale, tmp_path / "short.jsonl", lambda *a: power(*a, gain=gain))
     one = Studied(short, scale, "nano", 3, records, tuple(findings(short, scale, 3, records)))
-    assert "same tokens" in fitted_laws(one)["grown"]["chinchilla"]
+    assert "same tokens" in fitted_laws(one, resamples=0)["grown"]["chinchilla"]
     assert any("not fitted" in value for *_, value, _ in fit_rows(one))
     ratio = fits["grown"]["power"].coefficients["a"] / fits["scratch"]["power"].coefficients["a"]
     assert ratio == pytest.approx(1.25**-0.15, rel=5e-3)
@@ -654,7 +654,7 @@ def test_a_study_is_trained_killed_gone_on_with_and_reported(folder, tmp_path):
     assert path.read_text().splitlines()[: len(kept) - 1] == kept[:-1]
     study, scale = open_study("pair", "tiny", folder)
     records = Records(path)
-    assert complete(study, scale, 2, records)
+    assert not wanted(study, scale, 2, records)
     assert "left: 0 runs now, 0 FLOPs" in again.stdout
     assert "; about 0 min left" in again.stdout
     said = list[str]()

@@ -51,9 +51,9 @@ def _identifying(value: Any) -> Any:
 S = TypeVar("S", bound=Settings)
 
 
-def load(kind: type[S], path: Path, overrides: Mapping[str, Any] | None = None) -> S:
-    """Reads settings from a YAML file; `overrides` replaces top-level keys."""
-    return parse(kind, {**read_yaml(path), **(overrides or {})}, where=f"'{path}'")
+def load(kind: type[S], path: Path) -> S:
+    """Reads settings from a YAML file."""
+    return parse(kind, read_yaml(path), where=f"'{path}'")
 
 
 class _Unique(yaml.SafeLoader):
@@ -102,11 +102,12 @@ def hash_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?", or the list of what is known when nothing is near."""
+def suggestion(word: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """ "; did you mean 'x'?", or, when nothing is near, `otherwise`: the list of what is known if not given."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
+    if near := difflib.get_close_matches(word, names, n=1):
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(names)}" if otherwise is None else otherwise
 
 
 def _problem(kind: type[BaseModel], problem: Any) -> str:

@@ -15,6 +15,6 @@ class Interrupted(Exception):
     """A run was asked to stop and has saved itself; the message says how to go on."""
 
 
-def one_line(error: BaseException, most: int = 240) -> str:
-    """What a library says of an error, on one line of so many characters at most; its kind where it says nothing."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+def one_line(error: BaseException) -> str:
+    """What a library says of an error, on one line of 240 characters at most; its kind where it says nothing."""
+    return " ".join(str(error).split())[:240] or type(error).__name__

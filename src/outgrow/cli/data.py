@@ -11,6 +11,7 @@ import typer
 from outgrow.cli.app import data_app
 from outgrow.cli.options import Share, Sources, TextKey, share_of
 from outgrow.cli.show import bar
+from outgrow.data.config import VALIDATION_SHARE
 
 
 @data_app.command("prepare")
@@ -19,7 +20,7 @@ def data_prepare(
     output: Annotated[Path, typer.Option(help="The directory to write, for data.sources of a run.")],
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json, a directory with one, or a hub id.")] = None,
     vocab: Annotated[int | None, typer.Option(min=257, help="Train a byte-level BPE of this size instead.")] = None,
-    validation_share: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.04,
+    validation_share: Share = VALIDATION_SHARE,
     text_key: TextKey = "text",
     shard_tokens: Annotated[int, typer.Option(min=1, help="Tokens per file.")] = 2**27,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that tokenize; one per core if not given.")] = None,
@@ -48,7 +49,7 @@ def data_tasks(
     sources: Sources,
     output: Annotated[Path, typer.Option(help="The directory to write, for 'outgrow eval --tasks'.")],
     count: Annotated[int, typer.Option(min=1, help="Questions of a task, at most.")] = 400,
-    validation_share: Share = 0.04,
+    validation_share: Share = VALIDATION_SHARE,
     text_key: TextKey = "text",
 ) -> None:
     """Make evaluation tasks of the held-out Python of a corpus: a name, a bracket, an indentation to choose, and bits per byte.

@@ -24,6 +24,7 @@ from outgrow.cli.options import (
     share_of,
 )
 from outgrow.cli.show import print_table, refuse_picture, short_names, told, without_nan
+from outgrow.data.config import VALIDATION_SHARE
 from outgrow.errors import OutgrowError
 
 
@@ -40,7 +41,7 @@ def evaluate(
     tokenizer: TokenizerOf = None,
     context: ContextOf = None,
     corpus: Corpora = None,
-    validation_share: Share = 0.04,
+    validation_share: Share = VALIDATION_SHARE,
     runs: Runs = Path("runs"),
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Let task files run the Python that lies beside them.")] = False,
     as_json: AsJson = False,
@@ -78,7 +79,7 @@ def loss(
     command: typer.Context,
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint directory or a hub id.")],
     corpus: Corpora = None,
-    validation_share: Share = 0.04,
+    validation_share: Share = VALIDATION_SHARE,
     everything: Annotated[bool, typer.Option("--all", help="Read all documents, not the held-out ones alone.")] = False,
     documents: Annotated[int | None, typer.Option(min=1, help="Of each corpus, at most; all if not given.")] = None,
     by_file: Annotated[bool, typer.Option("--by-file", help="One row a file, and not one a corpus.")] = False,
@@ -144,7 +145,7 @@ def diagnose(
     documents: Annotated[int, typer.Option(min=0, help="Held-out documents on which each layer is skipped in turn; 0 skips none.")] = 20,
     no_ranks: Annotated[bool, typer.Option("--no-ranks", help="Leave out effective ranks, whose cost is cubic in the width.")] = False,
     corpus: Corpora = None,
-    validation_share: Share = 0.04,
+    validation_share: Share = VALIDATION_SHARE,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: Dtype = "auto",

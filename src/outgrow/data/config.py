@@ -14,12 +14,15 @@ class SourceConfig(Settings):
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="its share of the sequences, relative to the other sources")
 
 
+VALIDATION_SHARE = 0.04  # of documents held out, in training and in evaluation alike
+
+
 class DataConfig(Settings):
     """A corpus, how it is tokenized, and how much is held out; or directories that are prepared already."""
 
     corpus: str = Field("python", description="'python' (the standard library), 'site-packages', or a file or folder of text")
     vocab: int = Field(1024, ge=257, description="size of the byte-level BPE vocabulary trained on the training documents")
-    validation_share: float = Field(0.04, gt=0, lt=1, description="share of documents held out")
+    validation_share: float = Field(VALIDATION_SHARE, gt=0, lt=1, description="share of documents held out")
     validation_tokens: int = Field(131_072, ge=1, description="held-out tokens measured at each validation, at most")
     context: int = Field(256, ge=2, description="tokens per sequence")
     epochs: float = Field(1.0, gt=0, description="how often the training tokens may be read; what is left out by rolling back comes on top")

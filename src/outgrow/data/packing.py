@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from outgrow.data import tokenizer as bpe
+from outgrow.data.config import VALIDATION_SHARE
 from outgrow.data.corpus import Document, content_hash, distinct, is_held_out, read, size, split
 from outgrow.data.tokens import Row, append, close, sha256, shard_name
 from outgrow.errors import OutgrowError
@@ -56,7 +57,7 @@ def prepare_sources(
     target: Path,
     tokenizer: str | None = None,
     vocab: int | None = None,
-    validation_share: float = 0.04,
+    validation_share: float = VALIDATION_SHARE,
     text_key: str = "text",
     shard_tokens: int = SHARD_TOKENS,
     progress: Progress = _tell_nobody,

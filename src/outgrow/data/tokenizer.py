@@ -65,10 +65,10 @@ def train(texts: Iterable[str], vocab: int) -> Tokenizer:
     return tokenizer
 
 
-def save(tokenizer: Tokenizer, directory: Path, end: str = END_OF_TEXT) -> None:
+def save(tokenizer: Tokenizer, directory: Path) -> None:
     """Writes tokenizer.json and tokenizer_config.json, the two files a Hugging Face directory carries."""
     tokenizer.save(str(directory / "tokenizer.json"))
-    _save_settings(directory, end)
+    _save_settings(directory, END_OF_TEXT)
 
 
 def locate(name: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import logging
 import math
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from outgrow.config import suggestion
 from outgrow.errors import OutgrowError, one_line
 from outgrow.evaluation.local_tasks import files_hash, read_task
 from outgrow.evaluation.model import Opened
@@ -196,11 +196,8 @@ def _load(manager: Any, choice: TaskChoice, file: Path | None, trust_code: bool)
             raise OutgrowError(f"the task file '{file}' cannot be loaded: its data has no {error}") from None
         if choice.task in manager.all_tasks:
             raise OutgrowError(f"the task '{choice.name}' cannot be loaded: {error}") from None
-        near = difflib.get_close_matches(choice.task, manager.all_tasks, n=1)
-        raise OutgrowError(
-            f"there is no task '{choice.task}'"
-            + (f"; did you mean '{near[0]}'?" if near else "; 'lm_eval ls tasks' prints all that there are")
-        ) from None
+        near = suggestion(choice.task, manager.all_tasks, "; 'lm_eval ls tasks' prints all that there are")
+        raise OutgrowError(f"there is no task '{choice.task}'{near}") from None
     except Exception as error:  # the hub's, the network's and the data set's own classes
         if file:
             why = "its data is empty" if isinstance(error, StopIteration) else one_line(error.__cause__ or error)

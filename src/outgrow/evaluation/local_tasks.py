@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
+from outgrow.data.config import VALIDATION_SHARE
 from outgrow.data.corpus import Document, content_hash, held_out
 from outgrow.errors import OutgrowError
 from outgrow.evaluation.code_tasks import make_questions
 from outgrow.evaluation.suite import presets, read_task_file
 from outgrow.files import flush, new_directory, write_json
 
-COUNT, VALIDATION_SHARE, VERSION = 400, 0.04, 1
+COUNT, VERSION = 400, 1
 MADE = "made.json"
 _CHOICE = {
     "output_type": "multiple_choice",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from outgrow.data.config import VALIDATION_SHARE
 from outgrow.data.corpus import Document, held_out, read
 from outgrow.errors import OutgrowError
 from outgrow.evaluation.model import Opened
@@ -22,58 +23,50 @@ from outgrow.evaluation.model import Opened
 IGNORED = -100  # the label of padding
 
 
-@dataclass
 class Sums:
     """What is kept of the documents of a source: sums, so that a million documents take as much room as one.
 
     The standard error of a ratio of sums, sum(nats) / sum(tokens), is over documents and to first order (the delta method).
     """
 
-    documents: int = 0
-    nats: float = 0.0
-    tokens: float = 0.0
-    bytes: float = 0.0
-    nats_nats: float = 0.0
-    nats_tokens: float = 0.0
-    nats_bytes: float = 0.0
-    tokens_tokens: float = 0.0
-    bytes_bytes: float = 0.0
+    def __init__(self) -> None:
+        self.documents = 0
+        self._sums = np.zeros(3)  # of nats, tokens and bytes
+        self._products = np.zeros((3, 3))
 
     def add(self, nats: float, tokens: int, bytes_: int) -> None:
         """One document."""
-        self.documents += 1
-        self.nats, self.tokens, self.bytes = self.nats + nats, self.tokens + tokens, self.bytes + bytes_
-        self.nats_nats, self.nats_tokens, self.nats_bytes = (
-            self.nats_nats + nats * nats,
-            self.nats_tokens + nats * tokens,
-            self.nats_bytes + nats * bytes_,
-        )
-        self.tokens_tokens, self.bytes_bytes = self.tokens_tokens + tokens * tokens, self.bytes_bytes + bytes_ * bytes_
+        one = np.array([nats, tokens, bytes_])
+        self.documents, self._sums, self._products = self.documents + 1, self._sums + one, self._products + np.outer(one, one)
 
     def row(self) -> dict[str, Any]:
         """documents, tokens, bytes, loss in nats per token, bits per byte, and their standard errors (None for one document)."""
-        loss, per_byte = self.nats / self.tokens, self.nats / self.bytes
+        (loss, loss_error), (per_byte, per_byte_error) = self._per(1), self._per(2)
+        _, tokens, size = self._sums.tolist()
         return {
             "documents": self.documents,
-            "tokens": int(self.tokens),
-            "bytes": int(self.bytes),
+            "tokens": int(tokens),
+            "bytes": int(size),
             "loss": loss,
-            "loss_stderr": self._error(loss, self.tokens, self.nats_tokens, self.tokens_tokens),
+            "loss_stderr": loss_error,
             "bits_per_byte": per_byte / math.log(2),
-            "bits_per_byte_stderr": _bits(self._error(per_byte, self.bytes, self.nats_bytes, self.bytes_bytes)),
+            "bits_per_byte_stderr": _bits(per_byte_error),
         }
 
-    def _error(self, ratio: float, lower: float, cross: float, square: float) -> float | None:
+    def _per(self, of: int) -> tuple[float, float | None]:
+        """Nats for each of what stands there, and the standard error of that."""
+        lower = float(self._sums[of])
+        ratio = float(self._sums[0]) / lower
         if self.documents < 2:
-            return None
-        squares = max(0.0, self.nats_nats - 2 * ratio * cross + ratio**2 * square)
-        return math.sqrt(squares * self.documents / (self.documents - 1)) / lower
+            return ratio, None
+        squares = float(self._products[0, 0] - 2 * ratio * self._products[0, of] + ratio**2 * self._products[of, of])
+        return ratio, math.sqrt(max(0.0, squares) * self.documents / (self.documents - 1)) / lower
 
 
 def corpus_loss(
     opened: Opened,
     sources: Sequence[str],
-    validation_share: float | None = 0.04,
+    validation_share: float | None = VALIDATION_SHARE,
     text_key: str = "text",
     documents: int | None = None,
     by_file: bool = False,

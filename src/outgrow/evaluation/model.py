@@ -15,6 +15,7 @@ import transformers
 from safetensors import SafetensorError
 
 from outgrow.arch import positions
+from outgrow.checkpoint.describe import CONTEXT
 from outgrow.checkpoint.huggingface import CONFIG, INDEX, SINGLE
 from outgrow.checkpoint.lineage import read_lineage
 from outgrow.config import hash_of
@@ -25,7 +26,6 @@ from outgrow.files import file_hash, read_json
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _READ_WITH_IT = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-_UNSAID = 2048  # tokens, where a config does not say how many it takes
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _context(config: Any, asked: int | None) -> int:
     longest = positions(config.to_dict())
     if asked and longest and asked > longest:
         raise OutgrowError(f"--context {asked:,} is more than the {longest:,} tokens that the model takes at once; ask for fewer")
-    return asked or longest or _UNSAID
+    return asked or longest or CONTEXT
 
 
 def _device(name: str | None) -> torch.device:

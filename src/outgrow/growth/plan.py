@@ -343,13 +343,17 @@ class GrowthPlan:
 
     @property
     def is_untrained(self) -> bool:
-        """Does this stage hold learned maps that nothing has trained yet?"""
+        """Does a stage of this hold learned maps that nothing has trained yet?"""
+        return any(stage._has_untrained_maps for stage in self.stages)
+
+    @property
+    def _has_untrained_maps(self) -> bool:
         return not self.flops and (bool(self.depth_maps) or any(isinstance(lift, Dense) for lift in self.lifts.values()))
 
     def refuse_untrained(self) -> None:
         """Says where learned maps, of this stage or one before it, are yet to be trained."""
         for stage in self.stages:
-            if stage.is_untrained:
+            if stage._has_untrained_maps:
                 raise OutgrowError(
                     f"the maps of '{stage.operator}' are not trained yet; 'outgrow learn' writes a plan in which those of learn-depth and "
                     "learn-width are, and a plan of your own says by 'flops' what its maps have cost"

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from outgrow.arch import Config, arch_for, step_flops
@@ -68,7 +67,7 @@ def parent_of(run: RunConfig) -> str | None:
     """The identity of the run that a run starts from; None for random weights and for foreign checkpoints."""
     if run.start is None:
         return None
-    return run.start.run.identity() if run.start.run else read_lineage(Path(run.start.checkpoint or "")).run
+    return run.start.run.identity() if run.start.run else read_lineage(run.start.directory).run
 
 
 def model_of(run: RunConfig) -> Config:
@@ -87,7 +86,7 @@ def _whole(model: str) -> Config:
 
 def _source_of(start: Start) -> Config:
     """The config of the model that a run starts from, before growth."""
-    return model_of(start.run) if start.run else read_json(Path(start.checkpoint or "") / "config.json")
+    return model_of(start.run) if start.run else read_json(start.directory / "config.json")
 
 
 def growth_of(run: RunConfig) -> GrowthPlan | None:
@@ -111,11 +110,6 @@ def plan_of(start: Start, source: Config) -> GrowthPlan:
     return plan
 
 
-def is_untrained(plan: GrowthPlan) -> bool:
-    """Has any stage of a plan learned maps that nothing has trained yet?"""
-    return any(stage.is_untrained for stage in plan.stages)
-
-
 def learning_of(run: RunConfig) -> LearnConfig:
     """How the maps of a run's growth are trained."""
     return (run.start.learn if run.start else None) or LearnConfig()  # type: ignore[call-arg]
@@ -134,7 +128,7 @@ def flops_before(run: RunConfig) -> float:
         return 0.0
     growing = _growth_flops(run)
     if run.start.run is None:
-        return read_lineage(Path(run.start.checkpoint or "")).flops + growing
+        return read_lineage(run.start.directory).flops + growing
     parent = run.start.run
     return flops_before(parent) + own_flops(parent.model_copy(update={"tokens": first_token(run)})) + growing
 
@@ -142,4 +136,4 @@ def flops_before(run: RunConfig) -> float:
 def _growth_flops(run: RunConfig) -> float:
     """What learning the maps of a run's growth operator costs; other operators cost nothing."""
     plan = growth_of(run)
-    return learning_flops(plan, learning_of(run), run.data.context) if plan and is_untrained(plan) else 0.0
+    return learning_flops(plan, learning_of(run), run.data.context) if plan and plan.is_untrained else 0.0

@@ -19,10 +19,10 @@ from outgrow.data.packed import Packed, prepare
 from outgrow.errors import OutgrowError
 from outgrow.files import read_json, write_json
 from outgrow.growth.plan import GrowthPlan
-from outgrow.lab.ancestry import is_untrained, learning_of, lineage, plan_of
+from outgrow.lab.ancestry import learning_of, lineage, plan_of
 from outgrow.lab.evaluating import evaluator
 from outgrow.lab.refusals import told_problems
-from outgrow.lab.runs import CONFIG, ENVIRONMENT, GROWN, finished, place, require_text
+from outgrow.lab.runs import ENVIRONMENT, GROWN, SETTINGS, finished, place, require_text
 from outgrow.training.config import LearnConfig, RunConfig, first_token
 from outgrow.training.distributed import product_dtype, wait
 from outgrow.training.loop import Observer, train
@@ -55,7 +55,7 @@ def execute(run: RunConfig, root: Path, observer: Observer, live: list[Run] | No
             packed = prepare(run.data, root / "data")
             require_text([place(one, root) for one in lineage(run)], packed.corpus_hash)
             directory.mkdir(parents=True, exist_ok=True)
-            write_json(directory / CONFIG, run.model_dump(mode="json"))
+            write_json(directory / SETTINGS, run.model_dump(mode="json"))
             write_json(directory / ENVIRONMENT, environment(packed, run))
         wait()
         packed = prepare(run.data, root / "data", verify=False)
@@ -100,7 +100,7 @@ def refuse_early(runs: Sequence[RunConfig], root: Path) -> None:
 
 def _refuse_other_settings(run: RunConfig, root: Path, meant: set[str]) -> None:
     """A run that was left half-way, has this one's name and is none of those that are meant, was likely meant to be this."""
-    for other in sorted(root.glob(f"{run.name}-*/{CONFIG}")):
+    for other in sorted(root.glob(f"{run.name}-*/{SETTINGS}")):
         name, _, identity = other.parent.name.rpartition("-")
         if name != run.name or identity in meant or (other.parent / FINISHED).exists() or not latest_checkpoint(other.parent):
             continue
@@ -151,7 +151,7 @@ def _in_place(run: RunConfig, directory: Path, before: Run | None) -> Origin | N
     if before.config.identity() != start.run.identity() or before.clock.tokens != first_token(run):
         return None
     plan = plan_of(start, read_json(checkpoint_at(before.directory, before.clock.tokens) / "config.json"))
-    if is_untrained(plan) or not can_grow_in_place(plan, start.optimizer):
+    if plan.is_untrained or not can_grow_in_place(plan, start.optimizer):
         return None
     return grown_in_place(before.parameters, before.optimizer, before.clock, before.config.identity(), plan)
 
@@ -177,7 +177,7 @@ def learned_plan(
     plan: GrowthPlan, source: Path, data: DataConfig, settings: LearnConfig, seed: int, root: Path, begin: int = 0
 ) -> GrowthPlan:  # fmt: skip
     """A plan with its maps trained on a corpus, from the clock `begin` on."""
-    if not is_untrained(plan):
+    if not plan.is_untrained:
         raise OutgrowError(f"'{plan.operator}' has no maps to learn; learn-depth and learn-width have")
     packed = prepare(data, root / "data")
     _same_tokenizer(source, packed)
@@ -192,7 +192,7 @@ def _start(run: RunConfig, root: Path) -> Path | Origin | None:
         _refuse_unkept(run, root)
         source = checkpoint_at(place(run.start.run, root), first_token(run))
     else:
-        source = Path(run.start.checkpoint or "")
+        source = run.start.directory
         _same_tokenizer(source, prepare(run.data, root / "data"))
     if run.start.operator is None:
         refuse_hidden(source)
@@ -202,7 +202,7 @@ def _start(run: RunConfig, root: Path) -> Path | Origin | None:
     if agreed(latest_checkpoint(place(run, root))) and not agreed(grown.is_dir()) and can_grow_in_place(plan, run.start.optimizer):
         return already_grown(plan, read_lineage(source))
     if leads() and not grown.is_dir():
-        if is_untrained(plan):
+        if plan.is_untrained:
             plan = learned_plan(plan, source, run.data, learning_of(run), run.seed, root, first_token(run))
         grow_directory(source, grown, plan, optimizer=run.start.optimizer)
     wait()

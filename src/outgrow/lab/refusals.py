@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from outgrow.data.packed import Packed
 from outgrow.errors import OutgrowError
 from outgrow.growth.plan import GrowthPlan
-from outgrow.lab.ancestry import growth_of, is_untrained, learning_of, model_of
+from outgrow.lab.ancestry import growth_of, learning_of, model_of
 from outgrow.training.config import RunConfig, Start, first_token, unmasking
 from outgrow.training.maps import learning_problems
 from outgrow.training.refusals import problems
@@ -39,7 +39,7 @@ def told_problems(runs: Iterable[RunConfig], ranks: int, packed: Packed | None =
 
 
 def _of_growth(run: RunConfig, start: Start, plan: GrowthPlan, ranks: int) -> Iterator[str]:
-    if is_untrained(plan):
+    if plan.is_untrained:
         if start.optimizer != "reset":
             yield "no law moves optimizer state through learned maps; let start.optimizer be 'reset'"
         if start.rewarm_tokens:

@@ -14,7 +14,7 @@ from outgrow.lab.speedup import Curve
 from outgrow.training.config import RunConfig, first_token
 from outgrow.training.record import EVALUATED, FINISHED, Row, checkpoint_at, latest_checkpoint, read_rows
 
-CONFIG, GROWN, ENVIRONMENT = "run.json", "start", "environment.json"
+SETTINGS, GROWN, ENVIRONMENT = "run.json", "start", "environment.json"
 
 
 @dataclass(frozen=True)

@@ -102,14 +102,14 @@ def loss_at(curve: Curve, flops: float) -> float | None:
     return None
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Student's t interval of the mean over seeds; None below three seeds, where it would say nothing."""
     if len(values) < 3:
         return None
     from scipy import stats  # an extra of reports: training needs none of it
 
     mean, error = float(np.mean(values)), float(stats.sem(values))
-    width = error * float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1))
+    width = error * float(stats.t.ppf(0.975, len(values) - 1))
     return mean - width, mean + width
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from statistics import mean, median
+from typing import Any
 
 import numpy as np
 
@@ -172,8 +173,10 @@ def by_budget(studied: Studied) -> Picture | None:
     return Picture(title, axis, "annealed speed-up, %", series, log_x=True, level=0.0) if series else None
 
 
-def fitted_laws(studied: Studied) -> dict[str, dict[str, Fit | str]]:
-    """`scratch` and `grown` -> law -> its fit through the annealed ends of all sizes, or why there is none.
+def fitted_laws(
+    studied: Studied, which: Sequence[str] = ("power", "chinchilla"), resamples: int = 1000
+) -> dict[str, dict[str, Fit | str]]:  # fmt: skip
+    """`scratch` and `grown` -> law, of those asked for, -> its fit through the annealed ends of all sizes, or why there is none.
 
     Nothing for a study of fewer than three sizes.
     """
@@ -195,16 +198,17 @@ def fitted_laws(studied: Studied) -> dict[str, dict[str, Fit | str]]:
         flops, losses = np.array(last).T
         *numbers, trunks = zip(*every, strict=True)
         params, tokens, annealed = np.array(numbers, dtype=float)
-        found[kind] = {
-            "power": _fitted("power", {"flops": flops, "loss": losses}),
-            "chinchilla": _fitted("chinchilla", {"params": params, "tokens": tokens, "loss": annealed}, trunks),
+        read: dict[str, tuple[Columns, Any]] = {
+            "power": ({"flops": flops, "loss": losses}, None),
+            "chinchilla": ({"params": params, "tokens": tokens, "loss": annealed}, trunks),
         }
+        found[kind] = {law: _fitted(law, *read[law], resamples) for law in which}
     return found
 
 
-def _fitted(law: str, columns: Columns, trunks: Sequence[str] | None = None) -> Fit | str:
+def _fitted(law: str, columns: Columns, trunks: Sequence[str] | None, resamples: int) -> Fit | str:
     try:
-        return fit(LAWS[law], columns, 1000, trunks=trunks)
+        return fit(LAWS[law], columns, resamples, trunks=trunks)
     except OutgrowError as error:
         return str(error)
 
@@ -212,7 +216,7 @@ def _fitted(law: str, columns: Columns, trunks: Sequence[str] | None = None) -> 
 def laws(studied: Studied) -> Picture | None:
     """L = a C^b through the largest budget of every size."""
     series = list[Series]()
-    for kind, fits in fitted_laws(studied).items():
+    for kind, fits in fitted_laws(studied, ["power"]).items():
         made = fits["power"]
         if isinstance(made, str):
             continue

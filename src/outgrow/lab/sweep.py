@@ -80,11 +80,6 @@ def wanted(study: Study, scale: Scale, seeds: int, records: Records) -> list[Run
     return list(found.values())
 
 
-def complete(study: Study, scale: Scale, seeds: int, records: Records) -> bool:
-    """Is every run recorded?"""
-    return not wanted(study, scale, seeds, records)
-
-
 def _annealed(study: Study, scale: Scale, arm: str, seed: int, rate: float, records: Records) -> float | None:
     """The annealed loss at the largest budget; infinite where that run or an ancestor diverged, None where it is not known."""
     one = trial(study, scale, arm, seed, rate)

@@ -17,7 +17,7 @@ from outgrow.errors import OutgrowError
 from outgrow.files import read_json
 from outgrow.lab.ancestry import lineage, model_of, same_budget
 from outgrow.lab.records import Record, Records
-from outgrow.lab.runs import CONFIG, finished, read_result
+from outgrow.lab.runs import SETTINGS, finished, read_result
 from outgrow.lab.speedup import Curve, equal_loss, interval
 from outgrow.scaling.growth import Mixing, mixing_tokens
 from outgrow.training.config import RunConfig, first_token
@@ -175,7 +175,7 @@ def read_ended(path: Path) -> list[Ended]:
             if not record.diverged and (run := runs[record.identity])
         ]
     elif path.is_dir():
-        configs = [parse(RunConfig, read_json(one), where=f"'{one}'") for one in sorted(path.glob(f"*/{CONFIG}"))]
+        configs = [parse(RunConfig, read_json(one), where=f"'{one}'") for one in sorted(path.glob(f"*/{SETTINGS}"))]
         results = [read_result(run, path) for run in configs if finished(run, path)]
         found = [
             Ended(one.directory.name, one.config, tuple((row["tokens"], row["flops"], row["validation_loss"]) for row in one.validation))

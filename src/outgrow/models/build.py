@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +39,8 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     known = {*kind().to_dict(), *kind.attribute_map, "head_dim", "rope_theta"}
     for key in config:
         if key not in known:
-            raise OutgrowError(f"unknown key 'model.{key}' for a '{model_type}' model{_nearest(key, known)}")
+            near = suggestion(key, known, "; see the model's page in transformers")
+            raise OutgrowError(f"unknown key 'model.{key}' for a '{model_type}' model{near}")
     arch.layers(config)
     arch.sizes(config)
     try:
@@ -131,7 +131,3 @@ def initialised(config: Mapping[str, Any], seed: int) -> Any:
 def loaded(directory: Path) -> Any:
     """The model of a checkpoint directory, in fp32 for training."""
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True, use_safetensors=True)
-
-
-def _nearest(key: str, known: set[str]) -> str:
-    return suggestion(key, known) if difflib.get_close_matches(key, known, n=1) else "; see the model's page in transformers"

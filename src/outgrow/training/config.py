@@ -75,6 +75,11 @@ class Start(Settings):
     rewarm_tokens: int | None = later(None, "tokens over which the learning rate of what growth made, and of nothing else, rises", ge=1)
     code: str | None = later(None, "a hash of the Python of operators of one's own; filled in where a recipe or study is read")
 
+    @property
+    def directory(self) -> Path:
+        """Of `checkpoint`."""
+        return Path(self.checkpoint or "")
+
     @model_validator(mode="after")
     def _one_source(self) -> Start:
         if (self.run is None) == (self.checkpoint is None):
@@ -175,7 +180,7 @@ def first_token(run: RunConfig) -> int:
     if run.start is None:
         return 0
     if run.start.run is None:
-        return read_lineage(Path(run.start.checkpoint or "")).tokens
+        return read_lineage(run.start.directory).tokens
     return run.start.run.tokens if run.start.tokens is None else run.start.tokens
 
 

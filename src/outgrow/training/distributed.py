@@ -64,7 +64,7 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def rows_of(value: Tensor) -> slice:
+def held_rows(value: Tensor) -> slice:
     """The rows of a tensor that this rank holds."""
     if not isinstance(value, DTensor):
         return slice(0, value.shape[0] if value.dim() else 1)
@@ -76,7 +76,7 @@ def rows_of(value: Tensor) -> slice:
 def fill(values: Mapping[str, Tensor], read: Callable[[str, slice], Tensor]) -> None:
     """Sets every tensor to what `read` gives of its name and of the rows that this rank holds."""
     for name, value in values.items():
-        rows = rows_of(value)
+        rows = held_rows(value)
         if rows.start < rows.stop:
             local(value).copy_(read(name, rows))
 
@@ -117,7 +117,7 @@ def snapshot(values: Mapping[str, Tensor]) -> dict[str, Part]:
 def _part(value: Tensor) -> Part:
     own = local(value)
     writes = leads() or isinstance(value, DTensor)
-    return Part(tuple(value.shape), rows_of(value).start, own.to("cpu", copy=True) if writes else own.new_empty(0))
+    return Part(tuple(value.shape), held_rows(value).start, own.to("cpu", copy=True) if writes else own.new_empty(0))
 
 
 def write_tensors(path: Path, values: Mapping[str, Part], group: Any = None) -> None:

@@ -13,7 +13,7 @@ from outgrow.arch import Arch, Config, Spec, size_of
 from outgrow.errors import OutgrowError
 from outgrow.training.config import OptimizerConfig
 
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}  # what each keeps a parameter
+KEPT = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}  # what each keeps a parameter
 
 
 class Optimizer:
@@ -58,7 +58,7 @@ class Optimizer:
         found: dict[str, dict[str, Tensor]] = {}
         for name, value in self.parameters.items():
             kind = self.kinds[name]
-            for moment in MOMENTS[kind]:
+            for moment in KEPT[kind]:
                 state = self.torch[kind].state.get(value, {})
                 found.setdefault(moment, {})[name] = state[moment] if moment in state else torch.zeros_like(value, requires_grad=False)
         return found
@@ -71,11 +71,11 @@ class Optimizer:
         """
         for name, value in self.parameters.items():
             kind = self.kinds[name]
-            if any(name not in saved.get(moment, {}) for moment in MOMENTS[kind]):
+            if any(name not in saved.get(moment, {}) for moment in KEPT[kind]):
                 if kind == "muon" and name in fresh:
                     continue
                 raise OutgrowError(f"the saved optimizer state has nothing for '{name}' under {kind}; set start.optimizer to 'reset'")
-            state: dict[str, Any] = {moment: saved[moment][name] for moment in MOMENTS[kind]}
+            state: dict[str, Any] = {moment: saved[moment][name] for moment in KEPT[kind]}
             # Fused AdamW wants its step count where the parameters are.
             self.torch[kind].state[value] = {"step": torch.tensor(float(steps), device=value.device), **state} if kind == "adamw" else state
 

@@ -14,9 +14,9 @@ from outgrow.models.build import empty
 from outgrow.training.config import RunConfig, first_token
 
 
-def refuse(config: RunConfig, model: Config, first: int, packed: Packed | None = None, ranks: int | None = None) -> None:
+def refuse(config: RunConfig, model: Config, first: int, packed: Packed) -> None:
     """Raises an OutgrowError that tells all of a run's `problems`."""
-    if found := list(problems(config, model, first, packed, ranks or world())):
+    if found := list(problems(config, model, first, packed, world())):
         raise OutgrowError("; ".join(f"'{config.name}': {problem}" for problem in found))
 
 

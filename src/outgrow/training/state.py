@@ -22,7 +22,7 @@ from outgrow.data.tokenizer import open_encoder
 from outgrow.errors import OutgrowError
 from outgrow.files import new_directory, read_json, write_json
 from outgrow.training.distributed import Part, fill, from_files, like_parameter, snapshot, wait, write_tensors
-from outgrow.training.optim import MOMENTS, Optimizer
+from outgrow.training.optim import KEPT, Optimizer
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def restore_optimizer(directory: Path, optimizer: Optimizer, fresh: Collection[s
     steps = read_clock(directory).steps
     saved: dict[str, dict[str, Tensor]] = {}
     for moment, stored in stored_moments(directory).items():
-        wanted = {name: value for name, value in optimizer.parameters.items() if moment in MOMENTS[optimizer.kinds[name]]}
+        wanted = {name: value for name, value in optimizer.parameters.items() if moment in KEPT[optimizer.kinds[name]]}
         saved[moment] = {name: like_parameter(value) for name, value in wanted.items() if name in stored}
         fill(saved[moment], from_files(stored))
     optimizer.restore(saved, steps, fresh)
