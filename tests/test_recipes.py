@@ -303,6 +303,42 @@ def test_a_recipe_survives_kill_at_random_instants(recipe, tmp_path):
         assert weights(killed) == weights(whole)
 
 
+def test_a_recipe_survives_kill_in_growth_and_in_the_writing_of_checkpoints(recipe, tmp_path):
+    """Each kill at a place that it names: before a checkpoint has its name, at growth in memory, before what was grown through the disk
+    has its name, in the middle of a checkpoint's tensors, before the end is noted."""
+    script, runs = Path(__file__).parent / "scripts" / "kill_at.py", read_runs(recipe, [])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def trained(name, *kill):
+        start = [sys.executable, str(script), *kill] if kill else [sys.executable, "-m", "outgrow"]
+        command = [*start, "train", str(recipe), "--runs", str(tmp_path / name)]
+        return subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False).returncode
+
+    def left(index):
+        """What of a run is there: its named checkpoints, and unfinished directories."""
+        found = place(runs[index], tmp_path / "killed")
+        return [path.name for path in checkpoints(found)], [path.name.split("-")[0] for path in found.rglob(".*partial*") if path.is_dir()]
+
+    killed = -signal.SIGKILL
+    assert trained("killed", "pathlib", "Path.rename", "3") == killed  # the packed corpus has the first
+    assert left(0) == (["000000000000256"], [".000000000000384.partial"])
+    assert trained("killed", "outgrow.lab.execute", "grown_in_place", "1") == killed
+    assert left(0)[0] == ["000000000000384"]
+    assert left(1) == ([], [])
+    assert trained("killed", "pathlib", "Path.rename", "1") == killed
+    assert left(1) == ([], [".start.partial"])
+    assert trained("killed", "outgrow.training.distributed", "write_at", "30") == killed
+    assert left(1)[1] == [".000000000000512.partial"]
+    assert trained("killed", "outgrow.training.loop", "write_json", "1") == killed
+    assert left(1)[0][-1] == "000000000000768"
+    assert trained("killed") == 0
+    train_all(recipe, tmp_path / "whole", live=True)
+    for one in runs:
+        here, there = (place(one, tmp_path / name) for name in ("killed", "whole"))
+        assert record(here) == record(there)
+        assert weights(here) == weights(there)
+
+
 def test_sigterm_saves_and_ends(recipe, tmp_path):
     command = [sys.executable, "-c", "from outgrow.cli import main; main()", "train", str(recipe), "--runs", str(tmp_path / "runs")]
     command += ["--set", "stages.0.tokens=640000", "--set", "data.epochs=10000", "--set", "branches=[]"]
