@@ -18,10 +18,12 @@ import yaml
 from outgrow.arch import arch_for, step_flops
 from outgrow.config import parse
 from outgrow.errors import Interrupted, OutgrowError
+from outgrow.files import read_json
 from outgrow.lab.ancestry import lineage, model_of
 from outgrow.lab.campaign import refuse_arms, run_study
 from outgrow.lab.figures import Figure, Series, as_plotly, save_figures
 from outgrow.lab.findings import findings, rank_correlation
+from outgrow.lab.recipe import SHIPPED
 from outgrow.lab.records import Record, Records, diverged_record
 from outgrow.lab.speedup import bootstrap, bound, loss_at
 from outgrow.lab.studies import Studied, budget_table, main_table, quoted, read_studies, sentences, sweep_table
@@ -612,7 +614,9 @@ def test_the_readme_quotes_what_the_studies_say():
     over_muon, over_adamw = (found("recipe", "later", against) for against in ("scratch-muon", "scratch"))
     for one, whom in ((over_muon, "the best-tuned scratch run, Muon's"), (over_adamw, "tuned AdamW")):
         assert f"{one.speed_up:.1%} ({100 * one.student[0]:.1f} to {100 * one.student[1]:.1f}) faster than {whom}" in readme
-    assert f"Muon, which was not, is worth {found('baseline', 'muon', 'scratch').speed_up:+.1%} over this baseline" in readme
+    muon = f"is worth {found('baseline', 'muon', 'scratch').speed_up:+.1%} over this baseline"
+    assert f"Muon, which was not, {muon}" in readme
+    assert f"Muon was not tried here; it {muon}" in read_json(SHIPPED / "nano_tuning.json")["rule"]
 
 
 # -- really trained
