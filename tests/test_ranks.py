@@ -19,7 +19,7 @@ from outgrow.lab.ancestry import in_order
 from outgrow.lab.execute import execute
 from outgrow.lab.recipe import read_runs
 from outgrow.lab.runs import place
-from outgrow.training.config import OptimizerConfig, ScheduleConfig, SpikeConfig
+from outgrow.training.config import EvaluateConfig, OptimizerConfig, ScheduleConfig, SpikeConfig
 from outgrow.training.loop import train
 from outgrow.training.record import latest_checkpoint, read_rows
 
@@ -178,6 +178,23 @@ opening.latest_checkpoint = lambda directory: checkpoints(directory)[-1 if leads
 print(opening.open_run(config, Path(sys.argv[2]), open_packed(Path(sys.argv[3])), None).clock.tokens)
 """
     assert prints_on_ranks(code, kept, tmp_path / "run", packed) == [str(8 * BATCH)] * 2
+
+
+def test_a_checkpoint_is_of_one_clock_where_a_rank_sees_the_folder_as_it_was(run, packed, tmp_path):  # noqa: F811
+    """Evaluation saves, and the step saves again; a network's client may go on saying that the first is not there."""
+    code = """
+from outgrow.checkpoint.safetensors_file import stored_in
+from outgrow.training.distributed import from_files, held_rows, local
+exists, known = Path.exists, {}
+if not leads():
+    Path.exists = lambda path: known.setdefault(path, exists(path)) if path.parent.name == "checkpoints" else exists(path)
+directory, packed = Path(sys.argv[2]), open_packed(Path(sys.argv[3]))
+done = loop.train(config, directory, packed, None, Observer(), lambda checkpoint: {"eval/a/acc": 0.5})
+read = from_files(stored_in(directory / "checkpoints" / f"{config.tokens:015}" / "model.safetensors"))
+print(all(torch.equal(read(name, held_rows(value)), local(value)) for name, value in done.parameters.items()))
+"""
+    ends = {"tokens": 8 * BATCH, "schedule": ScheduleConfig(), "save_every": 4 * BATCH, "evaluate": EvaluateConfig(every=4 * BATCH)}
+    assert prints_on_ranks(code, run.model_copy(update=ends), tmp_path / "run", packed) == ["True"] * 2
 
 
 def test_ranks_wait_for_one_that_works_alone(run, packed, tmp_path):  # noqa: F811
