@@ -79,15 +79,15 @@ class Comparison(Settings):
         end = max(self._departure(budget) for budget in self.budgets)
         if arm == "scratch":
             return self._run("scratch", seed, self.learning_rates.scratch, end, model=self.model)
-        grown = Start(run=self.base(seed), operator="stack", knobs={"factor": self.factor})
-        first = whole_steps(self.growth_tokens, self.batch_tokens)  # kept, so that copies can be followed from the instant of growth
-        return self._run("target", seed, self.learning_rates.target, end, start=grown, keep=(first,))
+        base = self.base(seed)
+        grown = Start(run=base, operator="stack", knobs={"factor": self.factor})
+        keep = (base.tokens,)  # so that copies can be followed from the instant of growth
+        return self._run("target", seed, self.learning_rates.target, end, start=grown, keep=keep)
 
     def base(self, seed: int) -> RunConfig:
         """The small model that is grown."""
-        return self._run(
-            "base", seed, self.learning_rates.base, whole_steps(self.growth_tokens, self.batch_tokens), model=self.base_model()
-        )
+        tokens = whole_steps(self.growth_tokens, self.batch_tokens)
+        return self._run("base", seed, self.learning_rates.base, tokens, model=self.base_model())
 
     def branch(self, arm: Arm, seed: int, budget: int) -> RunConfig:
         """The annealed end of an arm at a budget."""

@@ -231,7 +231,7 @@ def _record_first(run: Run, observer: Observer, batches: Batches) -> None:
     """The held-out loss before the first step, and the checkpoint of untrained weights, if that is asked for."""
     if run.clock.tokens > run.first:
         return
-    if not agreed(read_rows(run.directory)):
+    if agreed(not read_rows(run.directory)):
         _record(run, observer, _validation_row(run, batches))
     if run.first in run.config.keep:
         _save(run)

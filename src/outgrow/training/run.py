@@ -118,8 +118,8 @@ def open_run(config: RunConfig, directory: Path, packed: Packed, start: Path | O
     flops = flops_per_token(arch, model_config, config.data.context)
     of_step = step_flops(arch, model_config, config.data.context, config.batch_tokens, config.optimizer.kind)
     run = Run(config, directory, packed, model, parameters, decoder, optimizer, clock, first, flops, of_step, origin.copies, masks, rewarm)
-    losses = agreed([row["loss"] for row in read_rows(directory) if "loss" in row])
-    run.recent.extend(losses[-config.spike.window :])
+    losses = [row["loss"] for row in read_rows(directory) if "loss" in row]
+    run.recent.extend(agreed(losses[-config.spike.window :]))
     return run
 
 
