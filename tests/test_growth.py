@@ -13,11 +13,12 @@ import pytest
 from outgrow.arch import FAMILIES, LLAMA, arch_for
 from outgrow.checkpoint.describe import plan_lines
 from outgrow.errors import OutgrowError
-from outgrow.growth.apply import Grown, grow, rows_of, transport
+from outgrow.growth.apply import Grown, grow, rows_of
 from outgrow.growth.fresh import masked, normal
 from outgrow.growth.operators import OPERATORS, make_plan
 from outgrow.growth.operators.arrange import layer_list
 from outgrow.growth.plan import Claims, GrowthPlan, connection_rate
+from outgrow.growth.transport import transport
 from outgrow.lab.check import default_knobs
 from outgrow.lab.tiny import TINY
 from outgrow.spaces import Lift, copies, isometry, mean, pad

@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Rows = slice | Indices  # some of an axis
 ZERO, MEAN = -1, -2  # sources of a new index that copies no old one: it holds zero, or the mean of the old ones
+FRESH = -1  # source of a new layer that copies none and starts from random weights
 MOST_INDICES = 1 << 24  # of a space, far beyond any model: a slip of the finger should not fill the memory
 _RUN = 16  # entries of a run that are worth copying by themselves
 

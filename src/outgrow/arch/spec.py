@@ -185,14 +185,16 @@ class Arch:
             raise OutgrowError(f"the config's '{self.layer_count}' must be a whole number of at least 0, not {value!r}")
         return value
 
+    def tables(self, config: Config) -> dict[str, list[Any]]:
+        """The tables of one entry a block that a config holds, by their keys."""
+        return {key: cast("list[Any]", config[key]) for key in self.layer_tables if isinstance(config.get(key), list)}
+
     def kinds(self, config: Config) -> list[Any]:
         """[layers] the kind of each block, such as sliding or full attention."""
-        for table in self.layer_tables:
-            if isinstance(config.get(table), list):
-                entries = cast("list[Any]", config[table])
-                if not all(isinstance(entry, (str, int)) for entry in entries):
-                    raise OutgrowError(f"the config's '{table}' must name the kind of each layer, not {str(entries)[:80]}")
-                return entries
+        for table, entries in self.tables(config).items():
+            if not all(isinstance(entry, (str, int)) for entry in entries):
+                raise OutgrowError(f"the config's '{table}' must name the kind of each layer, not {str(entries)[:80]}")
+            return entries
         return [layer % self.period for layer in range(self.layers(config))]
 
     def pattern(self, config: Config) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 from outgrow.arch import Arch, Config, flops_per_token, parameter_counts, positions
 from outgrow.checkpoint.huggingface import Checkpoint
 from outgrow.checkpoint.lineage import read_lineage
-from outgrow.growth.plan import FRESH, GrowthPlan, connection_rate
+from outgrow.growth.plan import GrowthPlan, connection_rate
+from outgrow.spaces import FRESH
 
 CONTEXT = 2048  # tokens, where a config does not say how much it was trained with
 

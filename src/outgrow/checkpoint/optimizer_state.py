@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from outgrow.checkpoint.safetensors_file import Stored, stored_in
-from outgrow.growth.apply import Channel, Grown
+from outgrow.growth.apply import Grown
+from outgrow.growth.transport import Channel
 
 CLOCK = "training.json"
 BEHIND_MASKS = "behind_masks.safetensors"  # what is trained where the weights are still masked

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
 from outgrow.arch import FAMILIES, Arch, Config, Tensor, arch_for
 from outgrow.errors import OutgrowError
 from outgrow.growth.as_json import array_from_json, array_to_json, checked_plan, lift_from_json, lift_to_json
-from outgrow.spaces import AnyLift, Dense, Indices, Lift
+from outgrow.growth.checks import check_plan
+from outgrow.spaces import FRESH, AnyLift, Dense, Indices, Lift
 
-MOST_EXPERTS = 10_000  # far beyond any model
-FRESH = -1  # in a layer map: a layer that copies none and starts from random weights
 Fill = Literal["zero", "quiet", "masked"]
 
 
@@ -88,145 +86,7 @@ class GrowthPlan:
     after: GrowthPlan | None = None
 
     def __post_init__(self) -> None:
-        old = self.arch.layers(self.source_config)
-        if not all(isinstance(layer, (int, np.integer)) for layer in cast("tuple[Any, ...]", self.layers)):
-            raise OutgrowError(f"the layer list {list(self.layers)} must hold whole numbers")
-        sources = self.layers if old else [layer for layer in self.layers if layer != FRESH]
-        if not self.layers or not all(FRESH <= layer < old for layer in sources):
-            raise OutgrowError(f"the layer list {list(self.layers)} must name layers 0 to {old - 1} of the source")
-        if not all(math.isfinite(end) for end in self.ends or ()):
-            raise OutgrowError(f"the plan scales branches by {list(self.ends or ())}, and must by finite numbers")
-        if self.ends and len(self.ends) != len(self.layers):
-            raise OutgrowError(f"the plan scales the branches of {len(self.ends)} layers, and the target has {len(self.layers)}")
-        for name, lift in self.lifts.items():
-            self._check(name, lift)
-        self._check_pattern(old)
-        self._check_bounds()
-        self._check_maps(old)
-        self._check_sizes()
-        self._check_sources()
-
-    def _check(self, name: str, lift: AnyLift) -> None:
-        """A lift fits its space, and what reads the space admits it."""
-        spaces, sizes, family = self.arch.spaces, self.arch.sizes(self.source_config), self.arch.family
-        if name not in spaces:
-            raise OutgrowError(f"'{name}' is not a space of {family}; its spaces: {', '.join(spaces)}")
-        growth = f"'{name}' {sizes[name]} -> {lift.new} in {family}"
-        admits = spaces[name].admits
-        if admits == "nothing":
-            reason = "no map of it keeps the old function" if name != "head" else (
-                "RoPE frequencies and the attention's scale depend on it, so the old function is lost"
-            )  # fmt: skip
-            raise OutgrowError(f"cannot widen {growth}: {reason}; widen {', '.join(self.widenable)} instead")
-        if lift.size != sizes[name]:
-            raise OutgrowError(f"the lift of '{name}' enlarges a space of {lift.size}, and the source has {sizes[name]}")
-        if not self.claims.preserves or isinstance(lift, Dense):
-            return
-        if (error := lift.identity_error()) > 1e-9:
-            raise OutgrowError(
-                f"the plan claims to preserve the function, and what reads {growth} would see the old values changed by {error:.2g} times; "
-                "let the copies' shares of reading, times what they write, sum to one, or claim preserves=False"
-            )
-        exact = {"RMSNorm": lift.keeps_rms_norm(), "LayerNorm": lift.keeps_layer_norm()}.get(admits, True)
-        if not exact:
-            way_out = "an isometry, a tiling or a pad" if admits == "RMSNorm" else "even copies or new indices that hold the mean"
-            raise OutgrowError(
-                f"the plan claims to preserve the function, and its lift of {growth} does not fit {admits}; "
-                f"use {way_out}, or claim preserves=False"
-            )
-        rho = lift.norm_factor() if admits in ("RMSNorm", "LayerNorm") else None
-        if rho is not None and not np.allclose(lift.gain[lift.held], 1) and self.arch.norm_eps is None:
-            raise OutgrowError(f"the lift of {growth} needs another eps, which {family} shares or does not have; use lift.without_gain()")
-        if admits == "even copies" and (lift.new % lift.size or not np.allclose(lift.write, 1)):
-            raise OutgrowError(f"cannot widen {growth} exactly: it is normed or chosen as a whole; copy it to a multiple of {lift.size}")
-
-    def _check_pattern(self, old: int) -> None:
-        """Layer tables hold one entry a layer; layers of several kinds that no table tells apart keep taking turns as they did."""
-        for table in self.arch.layer_tables:
-            entries = _entries(self.source_config, table)
-            if entries is not None and len(entries) != old:
-                raise OutgrowError(f"the config's '{table}' has {len(entries)} entries for {old} layers")
-        kinds = self.arch.kinds(self.source_config)
-        period = self.arch.pattern(self.source_config)
-        if len(set(kinds)) < 2 or self._has_table:
-            return
-        # A fresh layer has no kind yet: it takes the one that is due.
-        grown = [kinds[i % period] if layer == FRESH else kinds[layer] for i, layer in enumerate(self.layers)]
-        if any(kind != kinds[i % period] for i, kind in enumerate(grown)):
-            raise OutgrowError(
-                f"the layer list breaks the pattern in which {self.arch.family}'s layers of {len(set(kinds))} kinds take turns; "
-                f"repeat whole periods of {period} layers"
-            )
-
-    def _check_bounds(self) -> None:
-        """A key that counts the first layers of a kind can say one run of them, and no other order; a table of all layers says any."""
-        for key, switch in self.arch.layer_bounds.items():
-            bound = self.source_config.get(key)
-            if self.source_config.get(switch) and isinstance(bound, int) and not self._has_table:
-                inside = self._inside(bound)
-                if inside != sorted(inside, reverse=True):
-                    raise OutgrowError(
-                        f"the layer list puts copies of the first {bound} layers behind others, which '{key}' of {self.arch.family} cannot "
-                        "say; say the kind of each layer in the config's 'layer_types'"
-                    )
-
-    def _check_maps(self, old: int) -> None:
-        """Learned maps make every layer of the target of those of the source, and are of modules that there are."""
-        modules = list(dict.fromkeys(key.rpartition(".")[0] for key in self.grown_arch.layer))
-        if unknown := sorted(self.depth_maps.keys() - set(modules)):
-            known = ", ".join(modules)
-            raise OutgrowError(f"'{unknown[0]}' of the depth maps is no module of {self.grown_arch.family}; its modules: {known}")
-        for module, weights in self.depth_maps.items():
-            if (shape := tuple(weights.shape)) != (len(self.layers), old):
-                raise OutgrowError(f"the depth map of '{module}' is {list(shape)}, and must be [{len(self.layers)}, {old}]")
-
-    def _check_sizes(self) -> None:
-        """What the target's config says is what the plan grows: sizes that a config derives from others must not slip."""
-        planned, told = self.target_sizes, self.grown_arch.sizes(self.target_config)
-        for name, size in planned.items():
-            if name in told and told[name] != size:
-                head = " x ".join(n for n in ("kv", "group", "head") if n in planned)
-                raise OutgrowError(
-                    f"{self.arch.family} derives '{name}' from its other sizes, and it would go from {size} to {told[name]}; "
-                    f"grow hidden and kv by the same factor, so that hidden = {head}"
-                )
-        if (experts := max(sizes.get("expert", 0) for sizes in (planned, told))) > MOST_EXPERTS:
-            raise OutgrowError(f"{experts:,} experts are more than {MOST_EXPERTS:,}; ask for fewer")
-        if (layers := self.grown_arch.layers(self.target_config)) != len(self.layers):
-            raise OutgrowError(f"the plan lists {len(self.layers)} layers, and its config says {layers}; leave that to the list")
-        heads, kind = told["kv"] * told.get("group", 1), self.target_config.get("model_type")
-        rope: Any = self.target_config.get("rope_parameters") or self.target_config.get("rope_scaling")
-        listed = isinstance(rope, dict) and any(isinstance(value, list) for value in cast("dict[str, Any]", rope).values())
-        if kind in self.grown_arch.listed_rope and listed and told["hidden"] // heads != told["head"]:
-            raise OutgrowError(
-                f"transformers refuses a {self.arch.family} model with lists of RoPE factors whose hidden size ({told['hidden']}) is not "
-                f"{heads} query heads x {told['head']}; grow hidden and kv by the same factor"
-            )
-        if kind in self.grown_arch.whole_heads and told["hidden"] % heads and self.lifts:
-            raise OutgrowError(
-                f"transformers refuses a {self.arch.family} model whose hidden size ({told['hidden']}) is no multiple of its {heads} query "
-                f"heads; choose hidden={-(-told['hidden'] // heads) * heads}, or other heads"
-            )
-
-    def _check_sources(self) -> None:
-        """Whatever is not fresh is made of a tensor that the source has, of the shape that the lifts move; none is lost behind a tie."""
-        if self.grown_arch.is_tied(self.target_config) and not self.arch.is_tied(self.source_config):
-            raise OutgrowError("the plan's edits to the config tie the output head, and the source's own would be lost; leave them out")
-        if unknown := sorted(self.keys.keys() - self.grown_arch.top.keys() - self.grown_arch.layer.keys()):
-            raise OutgrowError(f"the plan says what makes '{unknown[0]}', which is no tensor of {self.grown_arch.family}")
-        one_layer = {self.arch.layer_count: 1, self.grown_arch.layer_count: 1}  # all are alike
-        found = {tensor.key: tensor for tensor in self.arch.tensors({**self.source_config, **one_layer})}
-        old = self.arch.sizes(self.source_config)
-        sizes = {**self.grown_arch.sizes(self.target_config), **old}
-        for tensor in self.grown_arch.tensors({**self.target_config, **one_layer}):
-            key = self.keys.get(tensor.key, tensor.key)
-            if key is None or (tensor.layer is not None and set(self.layers) == {FRESH}):
-                continue
-            shape, source = self.grown_arch.shape(tensor.spec, sizes), found.get(key)
-            if source is None or (source.layer is None) != (tensor.layer is None):
-                raise OutgrowError(f"the plan makes '{tensor.key}' of '{key}', which the source does not have; name another, or null")
-            if (other := self.arch.shape(source.spec, old)) != shape:
-                raise OutgrowError(f"the plan makes '{tensor.key}' {list(shape)} of '{key}' {list(other)}; name one of the same shape")
+        check_plan(self)
 
     @property
     def widenable(self) -> list[str]:
@@ -274,23 +134,24 @@ class GrowthPlan:
         return {**config, **self.config}
 
     @property
-    def _has_table(self) -> bool:
+    def has_layer_table(self) -> bool:
         """Does the source's config say the kind of each layer? Then the target's can say any order."""
-        return any(_entries(self.source_config, table) for table in self.arch.layer_tables)
+        return any(self.arch.tables(self.source_config).values())
 
     def _grow_tables(self, config: dict[str, Any]) -> None:
         period = self.arch.pattern(self.source_config)
-        for table in self.arch.layer_tables:
-            if entries := _entries(config, table):
-                config[table] = [entries[i % period if layer == FRESH else layer] for i, layer in enumerate(self.layers)]
+        tables = self.arch.tables(config)
+        for key in self.arch.layer_tables:
+            if entries := tables.get(key):
+                config[key] = [entries[i % period if layer == FRESH else layer] for i, layer in enumerate(self.layers)]
             else:  # none, or one of no layers: the family's own rule says it
-                config.pop(table, None)
+                config.pop(key, None)
         for key in self.arch.layer_bounds:
             if isinstance(bound := config.get(key), int):
-                inside = self._inside(bound)
+                inside = self.first_layers(bound)
                 config[key] = max(bound, len(inside)) if all(inside) else inside.index(False)
 
-    def _inside(self, bound: int) -> list[bool]:
+    def first_layers(self, bound: int) -> list[bool]:
         """[target layers] is a layer made of one of the first `bound`? A fresh one is of the kind of the layer before it."""
         inside: list[bool] = []
         for layer in self.layers:
@@ -497,12 +358,6 @@ def connection_rate(layers: tuple[int, ...]) -> float:
     """Share of neighbours in a layer list that were neighbours in the source: mean over i of [list[i+1] == list[i] + 1]."""
     pairs = list(pairwise(layers))
     return sum(before != FRESH and after == before + 1 for before, after in pairs) / len(pairs) if pairs else 1.0
-
-
-def _entries(config: Config, table: str) -> list[Any] | None:
-    """A config's table of one entry a layer, if it has one."""
-    value = config.get(table)
-    return cast("list[Any]", value) if isinstance(value, list) else None
 
 
 def _set_size(config: dict[str, Any], keys: tuple[str, ...], size: int) -> None:

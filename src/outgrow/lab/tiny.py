@@ -55,7 +55,7 @@ def shrunk(arch: Arch, config: Config) -> dict[str, Any]:
     few = {"kv": 2, "group": 2, "ffn": 37, "vocab": 53, "expert": 4}
     wanted = {space: min(size, few[space]) for space, size in sizes.items() if space in few}
     made = {key: None if key.endswith("_token_id") else value for key, value in config.items()} | {arch.layer_count: layers}
-    made |= {table: config[table][:layers] for table in arch.layer_tables if isinstance(config.get(table), list)}
+    made |= {key: table[:layers] for key, table in arch.tables(config).items()}
     made |= {key: min(config[key], layers) for key in arch.layer_bounds if isinstance(config.get(key), int)}
     made |= {key: math.prod(wanted[space] for space in spaces) for key, spaces in arch.products.items()}
     made |= {key: min(arch.get(config, key), 2) for space in arch.spaces.values() for key in space.scales}

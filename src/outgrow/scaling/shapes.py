@@ -51,7 +51,7 @@ def growth_factors(arch: Arch, config: Config) -> list[int]:
 def with_layers(config: Config, layers: int) -> dict[str, Any]:
     """The same model with its first `layers` blocks alone."""
     arch = arch_for(config)
-    tables = {key: config[key][:layers] for key in arch.layer_tables if isinstance(config.get(key), list)}
+    tables = {key: table[:layers] for key, table in arch.tables(config).items()}
     return {**config, **tables, arch.layer_count: layers}
 
 

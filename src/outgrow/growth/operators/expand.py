@@ -5,7 +5,8 @@ from __future__ import annotations
 from outgrow.arch import Arch, Config
 from outgrow.errors import OutgrowError
 from outgrow.growth.operators.parts import MOST_LAYERS
-from outgrow.growth.plan import FRESH, Claims, GrowthPlan
+from outgrow.growth.plan import Claims, GrowthPlan
+from outgrow.spaces import FRESH
 
 
 def expand(arch: Arch, config: Config, layers: int, weights: str = "copy", seed: int = 0) -> GrowthPlan:

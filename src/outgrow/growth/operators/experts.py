@@ -29,7 +29,7 @@ def upcycle(arch: Arch, config: Config, experts: int = 8, chosen: int = 2, seed:
     if not 1 <= chosen <= experts or experts < 2:
         raise OutgrowError(f"upcycle sends a token to 1 to {experts} of at least 2 experts, not to {chosen}")
     windows = any(config.get(switch) for switch in arch.layer_bounds.values())
-    if "sliding_attention" in arch.kinds(config) or (windows and not any(config.get(table) for table in arch.layer_tables)):
+    if "sliding_attention" in arch.kinds(config) or (windows and not any(arch.tables(config).values())):
         raise OutgrowError(f"{_TARGETS[arch.family][0]} has layers of one kind, and some of the source's attend to a sliding window")
     biased = [key for key in ("attention_bias", "mlp_bias") if arch.family == "llama" and arch.get(config, key)]
     if biased:

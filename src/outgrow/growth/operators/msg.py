@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from outgrow.arch import Arch, Config
 from outgrow.growth.operators.parts import as_they_are, evenly, has_dual, identity_blocks, room, wider
-from outgrow.growth.plan import FRESH, Claims, GrowthPlan
+from outgrow.growth.plan import Claims, GrowthPlan
+from outgrow.spaces import FRESH
 
 
 def msg(

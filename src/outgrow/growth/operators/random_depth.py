@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from outgrow.arch import Arch, Config
 from outgrow.growth.operators.parts import as_they_are, identity_blocks, refuse_factor
-from outgrow.growth.plan import FRESH, Claims, GrowthPlan
+from outgrow.growth.plan import Claims, GrowthPlan
+from outgrow.spaces import FRESH
 
 
 def random_depth(arch: Arch, config: Config, factor: int = 2, seed: int = 0) -> GrowthPlan:
