@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import sys
+from typing import Annotated
 
 import typer
 
+from outgrow import __version__
 from outgrow.errors import Interrupted, OutgrowError
 
 app = typer.Typer(
@@ -18,6 +20,20 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Text to packed tokens.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"outgrow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None: ...
+
+
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
@@ -31,9 +47,12 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(status)
     except typer.TyperException as error:  # a mistake in the arguments
-        said = error.format_message().rstrip(".") if hasattr(error, "format_message") else str(error)  # with the option's name
+        said = error.format_message() if hasattr(error, "format_message") else str(error)  # with the option's name
         context = getattr(error, "ctx", None)
-        _fail(f"{said.replace('Value error, ', '')}; see '{context.command_path if context else 'outgrow'} --help'", 2)
+        if context and said == context.get_help():  # nothing was asked for
+            print(said, file=sys.stderr)
+            sys.exit(2)
+        _fail(f"{said.rstrip('.').replace('Value error, ', '')}; see '{context.command_path if context else 'outgrow'} --help'", 2)
     except Interrupted as stop:
         _fail(str(stop), INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
