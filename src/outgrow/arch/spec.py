@@ -227,9 +227,7 @@ class Arch:
         return sizes
 
     def _evaluate(self, name: str, expression: str, values: Mapping[str, Any]) -> int:
-        for alternative in expression.split(" or "):
-            first, *rest = re.split(r" ([/*+]) ", alternative)
-            operations = [("*", first), *zip(rest[::2], rest[1::2], strict=True)]
+        for operations in _alternatives(expression):
             numbers = [int(key) if key.isdigit() else self.get(values, key) for _, key in operations]
             if any(number is None for number in numbers):
                 continue
@@ -238,7 +236,7 @@ class Arch:
                 if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                     raise OutgrowError(f"the config's '{key}' must be a whole number of at least 1, not {number!r}")
                 if sign == "/" and size % number:
-                    raise OutgrowError(f"the config's '{first}' ({size}) is not a multiple of '{key}' ({number})")
+                    raise OutgrowError(f"the config's '{operations[0][1]}' ({size}) is not a multiple of '{key}' ({number})")
                 size = size * number if sign == "*" else size + number if sign == "+" else size // number
             return size
         raise OutgrowError(f"the config says nothing about the size of '{name}': it needs {expression}")
@@ -296,6 +294,16 @@ class Arch:
 def size_of(space: str, sizes: Mapping[str, int]) -> int:
     """The size of a space, or of a number that stands in its place."""
     return int(space) if space.isdigit() else sizes[space]
+
+
+@cache
+def _alternatives(expression: str) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """What a size is by each of its alternatives: (sign, config key or number), one after another."""
+    found: list[tuple[tuple[str, str], ...]] = []
+    for alternative in expression.split(" or "):
+        first, *rest = re.split(r" ([/*+]) ", alternative)
+        found.append((("*", first), *zip(rest[::2], rest[1::2], strict=True)))
+    return tuple(found)
 
 
 @cache

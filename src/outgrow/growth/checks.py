@@ -116,7 +116,8 @@ def _check_maps(plan: GrowthPlan, old: int) -> None:
 
 def _check_sizes(plan: GrowthPlan) -> None:
     """What the target's config says is what the plan grows: sizes that a config derives from others must not slip."""
-    planned, told = plan.target_sizes, plan.grown_arch.sizes(plan.target_config)
+    target = plan.target_config
+    planned, told = plan.target_sizes, plan.grown_arch.sizes(target)
     for name, size in planned.items():
         if name in told and told[name] != size:
             head = " x ".join(n for n in ("kv", "group", "head") if n in planned)
@@ -126,10 +127,10 @@ def _check_sizes(plan: GrowthPlan) -> None:
             )
     if (experts := max(sizes.get("expert", 0) for sizes in (planned, told))) > MOST_EXPERTS:
         raise OutgrowError(f"{experts:,} experts are more than {MOST_EXPERTS:,}; ask for fewer")
-    if (layers := plan.grown_arch.layers(plan.target_config)) != len(plan.layers):
+    if (layers := plan.grown_arch.layers(target)) != len(plan.layers):
         raise OutgrowError(f"the plan lists {len(plan.layers)} layers, and its config says {layers}; leave that to the list")
-    heads, kind = told["kv"] * told.get("group", 1), plan.target_config.get("model_type")
-    rope: Any = plan.target_config.get("rope_parameters") or plan.target_config.get("rope_scaling")
+    heads, kind = told["kv"] * told.get("group", 1), target.get("model_type")
+    rope: Any = target.get("rope_parameters") or target.get("rope_scaling")
     listed = isinstance(rope, dict) and any(isinstance(value, list) for value in cast("dict[str, Any]", rope).values())
     if kind in plan.grown_arch.listed_rope and listed and told["hidden"] // heads != told["head"]:
         raise OutgrowError(
@@ -145,15 +146,16 @@ def _check_sizes(plan: GrowthPlan) -> None:
 
 def _check_sources(plan: GrowthPlan) -> None:
     """Whatever is not fresh is made of a tensor that the source has, of the shape that the lifts move; none is lost behind a tie."""
-    if plan.grown_arch.is_tied(plan.target_config) and not plan.arch.is_tied(plan.source_config):
+    target = plan.target_config
+    if plan.grown_arch.is_tied(target) and not plan.arch.is_tied(plan.source_config):
         raise OutgrowError("the plan's edits to the config tie the output head, and the source's own would be lost; leave them out")
     if unknown := sorted(plan.keys.keys() - plan.grown_arch.top.keys() - plan.grown_arch.layer.keys()):
         raise OutgrowError(f"the plan says what makes '{unknown[0]}', which is no tensor of {plan.grown_arch.family}")
     one_layer = {plan.arch.layer_count: 1, plan.grown_arch.layer_count: 1}  # all are alike
     found = {tensor.key: tensor for tensor in plan.arch.tensors({**plan.source_config, **one_layer})}
     old = plan.arch.sizes(plan.source_config)
-    sizes = {**plan.grown_arch.sizes(plan.target_config), **old}
-    for tensor in plan.grown_arch.tensors({**plan.target_config, **one_layer}):
+    sizes = {**plan.grown_arch.sizes(target), **old}
+    for tensor in plan.grown_arch.tensors({**target, **one_layer}):
         key = plan.keys.get(tensor.key, tensor.key)
         if key is None or (tensor.layer is not None and set(plan.layers) == {FRESH}):
             continue

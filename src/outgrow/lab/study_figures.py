@@ -216,7 +216,7 @@ def _fitted(law: str, columns: Columns, trunks: Sequence[str] | None, resamples:
 def laws(studied: Studied) -> Picture | None:
     """L = a C^b through the largest budget of every size."""
     series = list[Series]()
-    for kind, fits in fitted_laws(studied, ["power"]).items():
+    for kind, fits in fitted_laws(studied, ["power"], resamples=0).items():
         made = fits["power"]
         if isinstance(made, str):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,10 +36,8 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     arch = arch_for(config)
     model_type = config["model_type"]
-    kind = CONFIG_MAPPING[model_type]
-    known = {*kind().to_dict(), *kind.attribute_map, "head_dim", "rope_theta"}
     for key in config:
-        if key not in known:
+        if key not in (known := _known(model_type)):
             near = suggestion(key, known, "; see the model's page in transformers")
             raise OutgrowError(f"unknown key 'model.{key}' for a '{model_type}' model{near}")
     arch.layers(config)
@@ -49,6 +48,13 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
         raise _refusal(config, error) from None
     arch.sizes(whole)  # a default that is filled in need not fit what is given
     return whole
+
+
+@cache
+def _known(model_type: str) -> set[str]:
+    """The keys that a config of a type may have."""
+    kind = CONFIG_MAPPING[model_type]
+    return {*kind().to_dict(), *kind.attribute_map, "head_dim", "rope_theta"}
 
 
 def empty(config: Mapping[str, Any], buffers: bool = False) -> Any:
