@@ -20,7 +20,7 @@ from outgrow.scaling.strategies import budget_of, expected_from_paper, learning_
 from outgrow.training.config import RunConfig
 
 from .conftest import ODD
-from .test_cli import outgrow
+from .processes import outgrow
 from .test_extensions import run as cli  # noqa: F401
 
 NANO = Path(__file__).parents[1] / "studies" / "results" / "nano"

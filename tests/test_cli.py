@@ -15,19 +15,15 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM
 
+from outgrow import __version__
 from outgrow.cli import app
 from outgrow.cli.show import short_names
 
+from .processes import COMMAND_LINE, Process, outgrow
 from .recipes import TINY_COMPARISON, TINY_RUN, write
 from .test_extensions import run as cli  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-OUTGROW = [sys.executable, "-W", "error", "-c", "from outgrow.cli import main; main()"]
-
-
-def outgrow(*arguments, cwd=None):
-    """Runs the command line as a user's shell would."""
-    return subprocess.run([*OUTGROW, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd)
 
 
 def refused(done, message, status=1):
@@ -98,8 +94,7 @@ def test_train_grow_inspect_and_train_on(corpus, tmp_path):
 def test_ctrl_c_saves_and_says_how_to_go_on(corpus, tmp_path):
     config = write(tmp_path / "run.yaml", TINY_RUN + "save_every: 10000000\n", corpus=corpus, tokens=64 * 400)
     config.write_text(config.read_text().replace("validation_tokens: 256", "validation_tokens: 256, epochs: 1000"))
-    command = [*OUTGROW, "train", str(config), "--runs", str(tmp_path / "runs")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with Process(*COMMAND_LINE, "train", config, "--runs", tmp_path / "runs") as process:
         for _ in range(600):
             records = list((tmp_path / "runs").glob("tiny-*/metrics.jsonl"))
             if records and records[0].stat().st_size > 500:
@@ -214,6 +209,17 @@ def test_the_rest_of_the_readme_is_understood(tmp_path, cli):  # noqa: F811
     status, out, err = cli("train", tmp_path / "run.yaml", "--dry-run")
     assert status == 0, err
     assert "in all" in out
+
+
+def test_the_version_is_told(cli):  # noqa: F811
+    assert cli("--version") == (0, f"outgrow {__version__}\n", "")
+
+
+@pytest.mark.parametrize("group", [(), ("data",)])
+def test_nothing_asked_for_is_answered_with_the_help(cli, group):  # noqa: F811
+    status, out, err = cli(*group)
+    assert (status, out) == (2, "")
+    assert err == cli(*group, "--help")[1].rstrip("\n") + "\n"
 
 
 def test_make_sets_up_what_the_readme_promises():

@@ -26,6 +26,7 @@ from outgrow.errors import OutgrowError
 from outgrow.lab.tiny import TINY, write_tiny
 from outgrow.models.build import initialised
 
+from .processes import COMMAND_LINE, on_ranks
 from .test_extensions import refused, run  # noqa: F401
 
 ROOT = Path(__file__).parent
@@ -42,7 +43,7 @@ def saved(tmp_path_factory):
     """A folder with `source` (transformers), and what two ranks saved after two steps: `plain` (pickle and .distcp), `chunks`."""
     folder = tmp_path_factory.mktemp("saved")
     write_tiny(folder / "source", TINY["llama"], dtype=torch.float32)
-    done = torchrun(ROOT / "scripts" / "save_sharded.py", folder / "source", folder)
+    done = on_ranks(2, ROOT / "scripts" / "save_sharded.py", folder / "source", folder)
     assert done.returncode == 0, done.stderr
     for form in ("plain", "chunks"):
         shutil.copyfile(folder / "source" / "config.json", folder / form / "config.json")
@@ -104,7 +105,7 @@ def test_two_processes_write_what_one_writes(saved, tmp_path):
     assert one.keys() == two.keys()
     for name, held in one.items():
         assert torch.equal(held.whole(), two[name].whole()) if isinstance(held, Chunked) else held.read() == two[name].read()
-    again = torchrun("--no-python", command, "grow", saved / "plain", tmp_path / "two", *options)
+    again = on_ranks(2, *COMMAND_LINE, "grow", saved / "plain", tmp_path / "two", *options)
     assert again.returncode != 0
     assert "exists already" in again.stderr
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,8 @@ from outgrow.evaluation.diagnostics import Diagnosis, cosine, diagnose, effectiv
 from outgrow.lab.diagnosing import figures, rows, sentences, write_diagnosis
 from outgrow.lab.recovery import recovery
 from outgrow.lab.tiny import TINY, write_tiny
+
+from .processes import outgrow
 
 
 def save_tiny(family: str, directory: Path, **edits: int) -> Path:
@@ -148,17 +148,17 @@ def test_a_spike_is_made_good_after_its_peak(points, spike, tokens):
 def test_the_command_prints_writes_a_page_and_figures(tmp_path):
     source = save_tiny("llama", tmp_path / "source")
     grow(source, tmp_path / "grown", "stack(factor=2)")
-    run = [sys.executable, "-W", "error", "-m", "outgrow", "diagnose", str(tmp_path / "grown"), "--documents", "0"]
+    run = ("diagnose", tmp_path / "grown", "--documents", 0)
     page, picture = tmp_path / "page.html", tmp_path / "figures.svg"
-    done = subprocess.run([*run, "--output", str(page), "--figure", str(picture)], capture_output=True, text=True, check=False)
+    done = outgrow(*run, "--output", page, "--figure", picture)
     assert done.returncode == 0, done.stderr
     assert "likeness to first copy" in done.stdout
     assert "at the seams" in done.stdout
     assert "likeness of copied layers" in page.read_text()
     assert "<svg" in picture.read_text()
-    printed = json.loads(subprocess.run([*run, "--json"], capture_output=True, text=True, check=True).stdout)
+    printed = json.loads(outgrow(*run, "--json").stdout)
     assert printed[str(tmp_path / "grown")]["likeness"][0] is None
-    wrong = subprocess.run([*run[:-2], "--figure", "x.gif"], capture_output=True, text=True, check=False)
+    wrong = outgrow(*run[:-2], "--figure", "x.gif")
     assert wrong.returncode
     assert "Traceback" not in wrong.stderr
 

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 import tokenize
 
 import numpy as np
@@ -44,8 +46,9 @@ from outgrow.lab.speedup import equal_accuracy
 from outgrow.lab.tiny import TINY, write_tiny
 from outgrow.training.config import EvaluateConfig, RunConfig
 
+from .processes import outgrow
 from .recipes import TINY_COMPARISON, TINY_RUN, write
-from .test_cli import outgrow, refused
+from .test_cli import refused
 from .test_training import Observer
 
 CODE = '''\
@@ -666,8 +669,9 @@ def test_the_commands_end_to_end(place, tmp_path):
 def test_what_cannot_be_evaluated_is_one_sentence(place, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     checkpoint = place / "checkpoint"
+    command = [sys.executable, "-m", "outgrow", "eval", str(checkpoint), "--tasks", "sciq"]  # one that reads the variable where it imports
     refused(
-        outgrow("eval", checkpoint, "--tasks", "sciq"),
+        subprocess.run(command, capture_output=True, text=True, check=False),
         "the data set 'allenai/sciq' of the task 'sciq' is not on this machine.* HF_DATASETS_OFFLINE=1",
     )
     for arguments, message in (

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from outgrow import grow
 from outgrow.cli import app
+from outgrow.lab import study_page
 from outgrow.lab.tiny import TINY, write_tiny
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -69,7 +71,9 @@ def shown(page: Path, width: int, folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Path]:
-    """The kinds of pages, by name, made of the records of this repository."""
+    """The kinds of pages, by name, made of the records of this repository; intervals of few resamples look as those of many do."""
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(study_page, "fitted_laws", partial(study_page.fitted_laws, resamples=20))
     folder = tmp_path_factory.mktemp("pages")
     made = {name: folder / f"{name}.html" for name in ("studies", "comparison", "fit", "diagnosis")}
     table = folder / "runs.csv"
@@ -84,6 +88,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         ["diagnose", str(folder / "base"), str(folder / "grown"), "--documents", "0", "--output", str(made["diagnosis"])],
     ):
         app(command, standalone_mode=False)
+    monkeypatch.undo()
     return made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -23,20 +22,24 @@ from outgrow.training.config import EvaluateConfig, OptimizerConfig, ScheduleCon
 from outgrow.training.loop import train
 from outgrow.training.record import latest_checkpoint, read_rows
 
+from .processes import COMMAND_LINE, on_ranks
 from .test_recipes import recipe  # noqa: F401
 from .test_training import BATCH, Observer, packed, record, run, weights  # noqa: F401
 
 SCRIPT = Path(__file__).parent / "scripts" / "train_run.py"
 
 
-def on_ranks(count, config, directory, packed, start=None):  # noqa: F811
+def torchrun(count, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def train_on(count, config, directory, packed, start=None, launch=on_ranks):  # noqa: F811
     """Trains a run on so many processes."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     settings = directory.with_suffix(".json")
     settings.write_text(config.model_dump_json())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), str(SCRIPT)]
-    command += [str(settings), str(directory), str(packed.directory), *([str(start)] if start else [])]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return launch(count, SCRIPT, settings, directory, packed.directory, *([start] if start else []))
 
 
 def losses(directory):
@@ -46,7 +49,7 @@ def losses(directory):
 def test_two_ranks_train_what_one_does_and_either_resumes_the_other(run, packed, tmp_path):  # noqa: F811
     run = run.model_copy(update={"precision": "fp32", "model": {**run.model, "tie_word_embeddings": True}, "micro_batch_tokens": 32})
     train(run.model_copy(update={"micro_batch_tokens": None}), tmp_path / "one", packed, None, Observer())
-    done = on_ranks(2, run, tmp_path / "two", packed)
+    done = train_on(2, run, tmp_path / "two", packed, launch=torchrun)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
     one, two = (load_file(latest_checkpoint(tmp_path / name) / "model.safetensors") for name in ("one", "two"))
@@ -61,7 +64,7 @@ def test_two_ranks_train_what_one_does_and_either_resumes_the_other(run, packed,
     AutoModelForCausalLM.from_pretrained(latest_checkpoint(tmp_path / "two"))
     with pytest.raises(OutgrowError):  # stops one rank half-way ...
         train(run, tmp_path / "half", packed, None, Failing(13))
-    done = on_ranks(2, run, tmp_path / "half", packed)  # ... and two go on
+    done = train_on(2, run, tmp_path / "half", packed)  # ... and two go on
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
 
@@ -77,17 +80,17 @@ class Failing(Observer):
 
 def test_ranks_resume_bit_for_bit_and_grow_like_any_run(run, packed, tmp_path):  # noqa: F811
     short = run.model_copy(update={"tokens": 12 * BATCH, "schedule": run.schedule.model_copy(update={"decay_tokens": 0})})
-    assert on_ranks(2, short, tmp_path / "whole", packed).returncode == 0
+    assert train_on(2, short, tmp_path / "whole", packed).returncode == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     shutil.rmtree(latest_checkpoint(tmp_path / "again"))
     (tmp_path / "again" / "finished.json").unlink()
-    assert on_ranks(2, short, tmp_path / "again", packed).returncode == 0
+    assert train_on(2, short, tmp_path / "again", packed).returncode == 0
     assert record(tmp_path / "again") == record(tmp_path / "whole")
     assert weights(tmp_path / "again") == weights(tmp_path / "whole")
     outgrow.grow(latest_checkpoint(tmp_path / "whole"), tmp_path / "grown", "stack(factor=2)", optimizer="carry")
     start = run.model_dump() | {"model": None, "start": {"checkpoint": str(tmp_path / "grown"), "optimizer": "carry"}}
     child = type(run).model_validate(start)
-    done = on_ranks(2, child, tmp_path / "child", packed, tmp_path / "grown")
+    done = train_on(2, child, tmp_path / "child", packed, tmp_path / "grown")
     assert done.returncode == 0, done.stderr[-3000:]
     train(child, tmp_path / "same", packed, tmp_path / "grown", Observer())
     assert losses(tmp_path / "child") == pytest.approx(losses(tmp_path / "same"), abs=0.02)
@@ -108,7 +111,6 @@ class Observer:
     def row(self, row): pass
     def stop(self): return False
 
-sys.stdout = open(1, "w", closefd=False)  # torchrun starts `python -u`, which writes a line in pieces
 torch.set_num_threads(1)
 join_ranks()
 config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
@@ -122,14 +124,7 @@ def prints_on_ranks(code, config, directory, packed):  # noqa: F811
     script, settings = directory.with_suffix(".py"), directory.with_suffix(".json")
     script.write_text(ON_RANKS + code)
     settings.write_text(config.model_dump_json())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(settings), str(directory)]
-    done = subprocess.run(
-        [*command, str(packed.directory)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = on_ranks(2, script, settings, directory, packed.directory)
     assert done.returncode == 0, done.stderr[-3000:]
     return sorted(done.stdout.splitlines())
 
@@ -225,18 +220,11 @@ print(*sorted(set(seen)))
     assert prints_on_ranks(code, short, tmp_path / "run", packed) == [f"0 {2 * 9 + 3}"] * 2
 
 
-def outgrow_on_ranks(count, *arguments):
-    """The command line on so many processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--no-python"]
-    command += [sys.executable, "-c", "from outgrow.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
 def test_a_recipe_on_ranks_grows_in_depth_and_width_and_is_resumed_after_growth(recipe, tmp_path):  # noqa: F811
     changes = ("stages.2.grow=direct-width(hidden=48, kv=4, noise=0.2)", "stages.2.rate=restart", "stages.2.optimizer=carry")
     changes += ("precision=fp32", "branches=[]", "keep_last=2", "schedule.decay_tokens=0")
     settings = [part for change in changes for part in ("--set", change)]
-    done = outgrow_on_ranks(2, "train", recipe, "--runs", tmp_path / "two", *settings)
+    done = on_ranks(2, *COMMAND_LINE, "train", recipe, "--runs", tmp_path / "two", *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     runs = read_runs(recipe, list(changes))
     for one in in_order(runs):
@@ -248,15 +236,14 @@ def test_a_recipe_on_ranks_grows_in_depth_and_width_and_is_resumed_after_growth(
     shutil.rmtree(place(runs[2], tmp_path / "two"))
     (place(runs[1], tmp_path / "two") / "finished.json").unlink()
     shutil.rmtree(latest_checkpoint(place(runs[1], tmp_path / "two")))
-    done = outgrow_on_ranks(2, "train", recipe, "--runs", tmp_path / "two", *settings)
+    done = on_ranks(2, *COMMAND_LINE, "train", recipe, "--runs", tmp_path / "two", *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(place(runs[1], tmp_path / "two")) == before
     assert not (place(runs[1], tmp_path / "two") / "start").exists()  # resuming needs no grown copy of the base
 
 
 def test_the_residual_stream_stays_in_fp32_between_sharded_blocks():
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(SCRIPT.with_name("block_dtypes.py"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = on_ranks(2, SCRIPT.with_name("block_dtypes.py"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "torch.float32\n"
 
@@ -271,13 +258,13 @@ def test_muon_trains_on_ranks_too(run, packed, tmp_path):  # noqa: F811
         }
     )
     train(muon, tmp_path / "one", packed, None, Observer())
-    done = on_ranks(2, muon, tmp_path / "two", packed)
+    done = train_on(2, muon, tmp_path / "two", packed)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=0.02)
     assert (latest_checkpoint(tmp_path / "two") / "momentum_buffer.safetensors").exists()
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(run, packed, tmp_path):  # noqa: F811
-    done = on_ranks(3, run, tmp_path / "run", packed)
+    done = train_on(3, run, tmp_path / "run", packed)
     assert done.returncode != 0
     assert "3 ranks do not divide the 4 sequences of a forward pass" in done.stderr

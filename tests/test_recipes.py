@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 import weakref
@@ -42,6 +40,7 @@ from outgrow.training.rewarm import rewarm_of
 from outgrow.training.schedule import share_of_peak
 
 from .conftest import ODD
+from .processes import COMMAND_LINE, Process, python
 from .test_extensions import refused
 from .test_extensions import run as cli  # noqa: F401
 from .test_training import BATCH, Observer, packed, record, run, weights  # noqa: F401
@@ -281,14 +280,13 @@ def rows_in(root):
 
 def test_a_recipe_survives_kill_at_random_instants(recipe, tmp_path):
     """SIGKILL again and again, in training, growth and the writing of checkpoints; the end is that of an undisturbed run."""
-    command = [sys.executable, "-c", "from outgrow.cli import main; main()", "train", str(recipe)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*COMMAND_LINE, "train", recipe, "--runs"]
     runs = read_runs(recipe, [])
     prepare(runs[0].data, tmp_path / "killed" / "data")
     chance = random.Random(0)
     kills = 0
     for rows in (3, 20, 34):  # of the 39 steps and the validations among them; resuming cuts a few off
-        with subprocess.Popen([*command, "--runs", str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL) as process:
+        with Process(*command, tmp_path / "killed") as process:
             while process.poll() is None and rows_in(tmp_path / "killed") < rows:
                 time.sleep(0.001)
             time.sleep(chance.uniform(0, 0.03))
@@ -296,7 +294,7 @@ def test_a_recipe_survives_kill_at_random_instants(recipe, tmp_path):
         kills += process.returncode == -signal.SIGKILL
     assert kills >= 2
     for name in ("killed", "whole"):
-        subprocess.run([*command, "--runs", str(tmp_path / name)], check=True, capture_output=True, env=environment, timeout=300)
+        python(*command, tmp_path / name).check_returncode()
     for one in runs:
         killed, whole = (place(one, tmp_path / name) for name in ("killed", "whole"))
         assert record(killed) == record(whole)
@@ -307,12 +305,9 @@ def test_a_recipe_survives_kill_in_growth_and_in_the_writing_of_checkpoints(reci
     """Each kill at a place that it names: before a checkpoint has its name, at growth in memory, before what was grown through the disk
     has its name, in the middle of a checkpoint's tensors, before the end is noted."""
     script, runs = Path(__file__).parent / "scripts" / "kill_at.py", read_runs(recipe, [])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def trained(name, *kill):
-        start = [sys.executable, str(script), *kill] if kill else [sys.executable, "-m", "outgrow"]
-        command = [*start, "train", str(recipe), "--runs", str(tmp_path / name)]
-        return subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False).returncode
+        return python(*((script, *kill) if kill else COMMAND_LINE), "train", recipe, "--runs", tmp_path / name).returncode
 
     def left(index):
         """What of a run is there: its named checkpoints, and unfinished directories."""
@@ -340,9 +335,8 @@ def test_a_recipe_survives_kill_in_growth_and_in_the_writing_of_checkpoints(reci
 
 
 def test_sigterm_saves_and_ends(recipe, tmp_path):
-    command = [sys.executable, "-c", "from outgrow.cli import main; main()", "train", str(recipe), "--runs", str(tmp_path / "runs")]
-    command += ["--set", "stages.0.tokens=640000", "--set", "data.epochs=10000", "--set", "branches=[]"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    settings = ("--set", "stages.0.tokens=640000", "--set", "data.epochs=10000", "--set", "branches=[]")
+    with Process(*COMMAND_LINE, "train", recipe, "--runs", tmp_path / "runs", *settings) as process:
         for _ in range(600):
             time.sleep(0.1)
             if any(read_rows(path.parent)[5:] for path in tmp_path.glob("runs/*/metrics.jsonl")):

@@ -33,6 +33,7 @@ from outgrow.lab.study_page import fit_rows
 from outgrow.lab.sweep import MOST_RATES, sweep, wanted
 from outgrow.training.config import first_token
 
+from .processes import outgrow
 from .recipes import write
 from .test_extensions import OWN, refused
 from .test_extensions import run as cli  # noqa: F401
@@ -643,44 +644,43 @@ def test_a_study_of_an_operator_of_ones_own(folder, tmp_path, cli):  # noqa: F81
 
 
 def test_a_study_is_trained_killed_gone_on_with_and_reported(folder, tmp_path):
-    command = [sys.executable, "-m", "outgrow", "study", "pair", "--scale", "tiny", "--folder", str(folder), "--runs", str(tmp_path / "runs"),
-               "--seeds", "2", "--jobs", "2"]  # fmt: skip
+    command = ["study", "pair", "--scale", "tiny", "--folder", str(folder), "--runs", str(tmp_path / "runs"), "--seeds", "1", "--jobs", "2"]
     path = folder / "results" / "tiny.jsonl"
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, cwd=tmp_path)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "outgrow", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, cwd=tmp_path
+    )
     end = time.monotonic() + 120
     while time.monotonic() < end and not (path.exists() and path.read_text().count("\n") >= 3):
         time.sleep(0.05)
     first.kill()
     first.communicate()  # ends when the workers, who hold its pipes, have ended too
     kept = path.read_text().splitlines()
-    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    again = outgrow(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert path.read_text().splitlines()[: len(kept) - 1] == kept[:-1]
     study, scale = open_study("pair", "tiny", folder)
     records = Records(path)
-    assert not wanted(study, scale, 2, records)
+    assert not wanted(study, scale, 1, records)
     assert "left: 0 runs now, 0 FLOPs" in again.stdout
     assert "; about 0 min left" in again.stdout
     said = list[str]()
-    run_study(study, scale, 2, tmp_path / "runs", records, 1, 1, said.append)
+    run_study(study, scale, 1, tmp_path / "runs", records, 1, 1, said.append)
     assert said == []
-    # A study again, elsewhere and undisturbed, finds the same losses.
+    # A study again, elsewhere, undisturbed and one run at a time, finds the same losses.
     other = tmp_path / "other"
     shutil.copytree(folder, other, ignore=shutil.ignore_patterns("results"))
-    fresh = [{str(folder): str(other), str(tmp_path / "runs"): str(tmp_path / "fresh")}.get(part, part) for part in command]
-    done = subprocess.run(fresh, capture_output=True, text=True, cwd=tmp_path, check=False)
+    fresh = [{str(folder): str(other), str(tmp_path / "runs"): str(tmp_path / "fresh")}.get(part, part) for part in command[:-1]]
+    done = outgrow(*fresh, 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     twin = Records(other / "results" / "tiny.jsonl")
     assert {key: one.points for key, one in twin.items()} == {key: one.points for key, one in records.items()}
     # The report needs the files of the studies alone.
     shutil.rmtree(tmp_path / "runs")
     page = tmp_path / "page.html"
-    report = [sys.executable, "-m", "outgrow", "report", "pair", "--scale", "tiny", "--seeds", "2", "--folder", str(folder)]
-    shown = subprocess.run(
-        [*report, "--output", str(page), "--pictures", str(tmp_path / "pictures")], capture_output=True, text=True, check=False
-    )
+    where = ("--folder", folder, "--output", page, "--pictures", tmp_path / "pictures")
+    shown = outgrow("report", "pair", "--scale", "tiny", "--seeds", 1, *where)
     assert shown.returncode == 0, shown.stderr
-    row = next(row for row in read_studies(["pair"], "tiny", 2, folder)[0].rows if row.name == "stack")
+    row = next(row for row in read_studies(["pair"], "tiny", 1, folder)[0].rows if row.name == "stack")
     loss = f"{np.mean(row.end.losses):.4f}"
     assert loss in shown.stdout
     assert loss in page.read_text()

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from outgrow.training.record import FINISHED, checkpoint_at, latest_checkpoint, 
 from outgrow.training.schedule import share_of_peak
 
 from .conftest import ODD
+from .processes import Process
 
 BATCH = 64
 
@@ -99,13 +99,13 @@ def test_a_killed_run_resumes_bitwise(run, packed, tmp_path):
         "run = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"
         "train(run, Path(sys.argv[2]), open_packed(Path(sys.argv[3])), None, O())"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "run.json"), str(tmp_path / "killed"), str(packed.directory)]
     for rows in (3, 9):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            for _ in range(rows):
-                assert process.stdout.readline() == "row\n"
+        with Process("-c", code, tmp_path / "run.json", tmp_path / "killed", packed.directory) as process:
+            while process.printed().count("row") < rows:
+                assert process.poll() is None
+                time.sleep(0.005)
             time.sleep(0.01 * rows)
-            process.send_signal(signal.SIGKILL)
+            process.kill()
     train(run, tmp_path / "killed", packed, None, Observer())
     assert record(tmp_path / "killed") == record(tmp_path / "whole")
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
