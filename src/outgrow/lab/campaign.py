@@ -141,8 +141,7 @@ class _Stop:
 @contextmanager
 def _workers(jobs: int, threads: int) -> Iterator[Callable[..., Any]]:
     """What starts a run in a process of this machine and returns its future; stopped, all save first."""
-    context = get_context("forkserver")  # torch is imported once for all workers, not in each
-    context.set_forkserver_preload(["outgrow.lab.execute", "transformers.models.auto.modeling_auto"])
+    context = get_context("spawn")  # what forks from a process that asked CUDA anything cannot use it
     numbers = context.SimpleQueue()
     for number in range(jobs):
         numbers.put(number)
