@@ -264,6 +264,15 @@ def test_muon_trains_on_ranks_too(run, packed, tmp_path):  # noqa: F811
     assert (latest_checkpoint(tmp_path / "two") / "momentum_buffer.safetensors").exists()
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_step_of_muon_over_ranks_is_that_over_whole_matrices(ranks):
+    """Rows that the ranks do not divide, and fewer of them than ranks; one exchange there and one back for each of the four shapes."""
+    done = on_ranks(ranks, SCRIPT.with_name("muon_step.py"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    apart, kept, sent = map(float, done.stdout.split())
+    assert (apart < 1e-6, kept, sent) == (True, 0, 2 * 4)
+
+
 def test_ranks_that_do_not_divide_the_batch_are_refused(run, packed, tmp_path):  # noqa: F811
     done = train_on(3, run, tmp_path / "run", packed)
     assert done.returncode != 0

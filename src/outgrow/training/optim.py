@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from outgrow.arch import Arch, Config, Spec, size_of
 from outgrow.errors import OutgrowError
 from outgrow.training.config import OptimizerConfig
+from outgrow.training.sharded_muon import ShardedMuon
 
 KEPT = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}  # what each keeps a parameter
 
@@ -84,7 +86,9 @@ def _made(kind: str, groups: list[dict[str, Any]], settings: OptimizerConfig) ->
     rate, betas = settings.learning_rate, (settings.beta1, settings.beta2)
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
-    return torch.optim.Muon(groups, lr=rate, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw")
+    is_sharded = any(isinstance(value, DTensor) for group in groups for value in group["params"])
+    muon = ShardedMuon if is_sharded else torch.optim.Muon
+    return muon(groups, lr=rate, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw")
 
 
 def _share(kind: str, spec: Spec, sizes: Mapping[str, int], tuned_at: Mapping[str, int]) -> float:
