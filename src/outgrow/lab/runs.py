@@ -80,7 +80,7 @@ def read_result(run: RunConfig, root: Path) -> Result:
     """The result of a finished run, from files only."""
     directory = place(run, root)
     if not finished(run, root):
-        raise OutgrowError(f"the run '{run.name}' ({run.identity()}) is not finished in '{root}'; run it first")
+        raise OutgrowError(f"the run '{run.name}' ({run.identity()}) is not finished in '{root}'; train it first")
     return Result(run, directory, read_rows(directory))
 
 
