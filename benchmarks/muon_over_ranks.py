@@ -59,8 +59,8 @@ def main() -> None:
     theirs, ours = map(median, seconds)
     lines = [
         "# A step of Muon over ranks\n",
-        f"`torchrun --nproc-per-node {world()} benchmarks/muon_over_ranks.py`: {BLOCKS} blocks of hidden {HIDDEN}, gloo, one thread a rank; "
-        "medians, in turns.\n",
+        f"`torchrun --nproc-per-node {world()} benchmarks/muon_over_ranks.py`: {BLOCKS} blocks of hidden {HIDDEN}, gloo, one thread a "
+        "rank; medians, in turns.\n",
         "| way | milliseconds | collectives |",
         "|---|---|---|",
         f"| torch's Muon on sharded matrices | {1000 * theirs:.0f} | {sent[0]} |",
