@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import outgrow
+from outgrow.checkpoint.optimizer_state import BEHIND_MASKS
 from outgrow.errors import Interrupted, OutgrowError
 from outgrow.lab.ancestry import in_order
 from outgrow.lab.execute import execute
@@ -20,7 +21,7 @@ from outgrow.lab.recipe import read_runs
 from outgrow.lab.runs import place
 from outgrow.training.config import EvaluateConfig, OptimizerConfig, ScheduleConfig, SpikeConfig
 from outgrow.training.loop import train
-from outgrow.training.record import latest_checkpoint, read_rows
+from outgrow.training.record import checkpoints, latest_checkpoint, read_rows
 
 from .processes import COMMAND_LINE, on_ranks
 from .test_recipes import recipe  # noqa: F401
@@ -240,6 +241,41 @@ def test_a_recipe_on_ranks_grows_in_depth_and_width_and_is_resumed_after_growth(
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(place(runs[1], tmp_path / "two")) == before
     assert not (place(runs[1], tmp_path / "two") / "start").exists()  # resuming needs no grown copy of the base
+
+
+@pytest.mark.parametrize(
+    ("operator", "slowly"),
+    [
+        ("random-width(hidden=48, kv=4)", f"unmask_tokens={4 * BATCH}"),
+        ("random-depth", f"unmask_tokens={4 * BATCH}"),
+        ("direct-width(hidden=48, kv=4, noise=0.2)", "rate=rewarm-new"),
+    ],
+)
+def test_masks_open_and_parts_of_tensors_warm_up_on_ranks_too(recipe, tmp_path, operator, slowly):  # noqa: F811
+    changes = (
+        "stages.1.rate=restart",
+        f"stages.1.grow={operator}",
+        f"stages.1.{slowly}",
+        "stages.1.optimizer=reset",
+        "stages.2.grow=stack",
+    )
+    changes += ("stages.2.optimizer=reset", "precision=fp32", "branches=[]", "keep_last=9")
+    settings = [part for change in changes for part in ("--set", change)]
+    runs = read_runs(recipe, list(changes))[:2]
+    for one in runs:
+        execute(one, tmp_path / "one", Observer())
+    done = on_ranks(2, *COMMAND_LINE, "train", recipe, "--runs", tmp_path / "two", *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    grown = place(runs[1], tmp_path / "two")
+    before = losses(grown)
+    assert before == pytest.approx(losses(place(runs[1], tmp_path / "one")), abs=5e-5)
+    first, *later = checkpoints(grown)
+    for left in later:
+        shutil.rmtree(left)
+    (grown / "finished.json").unlink()
+    assert (first / BEHIND_MASKS).exists() == operator.startswith("random")
+    assert on_ranks(2, *COMMAND_LINE, "train", recipe, "--runs", tmp_path / "two", *settings).returncode == 0
+    assert losses(grown) == before
 
 
 def test_the_residual_stream_stays_in_fp32_between_sharded_blocks():

@@ -22,7 +22,7 @@ def problems_of(run: RunConfig, ranks: int, packed: Packed | None = None) -> Ite
     """
     plan = growth_of(run)
     if plan and run.start:
-        yield from _of_growth(run, run.start, plan, ranks)
+        yield from _of_growth(run, run.start, plan)
     yield from _of_masks(run)
     yield from problems(run, model_of(run), first_token(run), packed, ranks)
 
@@ -38,7 +38,7 @@ def told_problems(runs: Iterable[RunConfig], ranks: int, packed: Packed | None =
     return list(dict.fromkeys(found))
 
 
-def _of_growth(run: RunConfig, start: Start, plan: GrowthPlan, ranks: int) -> Iterator[str]:
+def _of_growth(run: RunConfig, start: Start, plan: GrowthPlan) -> Iterator[str]:
     if plan.is_untrained:
         if start.optimizer != "reset":
             yield "no law moves optimizer state through learned maps; let start.optimizer be 'reset'"
@@ -52,10 +52,6 @@ def _of_growth(run: RunConfig, start: Start, plan: GrowthPlan, ranks: int) -> It
         yield f"start.learn has no effect with the operator '{start.operator}', which has no maps to learn; remove it"
     if plan.fill != "masked" and start.unmask_tokens:
         yield f"start.unmask_tokens has no effect with the operator '{start.operator}', which masks nothing; remove it"
-    if ranks > 1 and plan.fill == "masked":
-        yield "masks are not opened over several ranks; grow with another operator, or train it on one rank"
-    if ranks > 1 and start.rewarm_tokens and any(stage.lifts for stage in plan.stages):
-        yield "start.rewarm_tokens warms parts of tensors on one rank only; with several, grow in depth"
 
 
 def _of_masks(run: RunConfig) -> Iterator[str]:

@@ -33,6 +33,11 @@ class Masks:
             seen[name] = parameters[name] * (1 - closed) + self.preserving[name] * closed
         return seen
 
+    def through(self, gradients: Mapping[str, Tensor], share: float) -> None:
+        """Gradients of what the model runs on become, in place, those of what is trained."""
+        for name, gradient in gradients.items():
+            gradient.mul_(1 - self.where[name] * (1 - share))
+
 
 def make_masks(parameters: Mapping[str, Tensor], masked: Mapping[str, tuple[Tensor, Tensor]]) -> Masks:
     """Reads what preserves off the parameters of a grown checkpoint, and puts the random values in its place.

@@ -149,16 +149,17 @@ def _step(run: Run, batches: Batches) -> dict[str, float]:
         losses.append(loss.detach())
     total, _ = mean_and_any(sum(float(loss) for loss in losses), False)  # read here, so that the device is waited for once
     _refuse_spike(run, total, rate)
-    norm = float(_whole(torch.nn.utils.clip_grad_norm_(run.optimizer.parameters.values(), config.optimizer.clip)))
-    if not math.isfinite(norm):
-        raise _spike(run, f"the gradient's norm of '{config.name}' is {norm:.4g}", rate)
-    warm = run.rewarm.share(clock.tokens + config.batch_tokens) if run.rewarm else 1.0
-    if run.rewarm and warm < 1:
-        run.rewarm.hold(run.optimizer.parameters)
-    run.optimizer.step(rate)
-    if run.rewarm and warm < 1:
-        run.rewarm.shorten(run.optimizer.parameters, warm)
-    run.clock = Clock(clock.tokens + config.batch_tokens, clock.flops + run.step_flops, clock.steps + 1, clock.skipped)
+    with run.behind_masks():
+        norm = float(_whole(torch.nn.utils.clip_grad_norm_(run.optimizer.parameters.values(), config.optimizer.clip)))
+        if not math.isfinite(norm):
+            raise _spike(run, f"the gradient's norm of '{config.name}' is {norm:.4g}", rate)
+        warm = run.rewarm.share(clock.tokens + config.batch_tokens) if run.rewarm else 1.0
+        if run.rewarm and warm < 1:
+            run.rewarm.hold(run.optimizer.parameters)
+        run.optimizer.step(rate)
+        if run.rewarm and warm < 1:
+            run.rewarm.shorten(run.optimizer.parameters, warm)
+        run.clock = Clock(clock.tokens + config.batch_tokens, clock.flops + run.step_flops, clock.steps + 1, clock.skipped)
     return {"loss": total, "gradient_norm": norm, "learning_rate": rate}
 
 
@@ -289,14 +290,14 @@ def _save(run: Run) -> None:
 
     Weights that are no numbers are never kept: nothing could go on from them, nor back to what was there before.
     """
-    broken = not all(bool(local(value).isfinite().all()) for value in run.parameters.values())
+    broken = not all(bool(local(value).isfinite().all()) for value in (*run.parameters.values(), *run.behind.values()))
     if mean_and_any(0.0, broken)[1]:
         raise SpikeError(f"weights of '{run.config.name}' are no numbers at {run.clock.tokens:,} tokens; lower optimizer.learning_rate")
     place = checkpoint_at(run.directory, run.clock.tokens)
     run.writer.finish()
     _tidy(run)
     if not agreed(place.exists()):
-        state = state_of(run.model.config, run.parameters, run.optimizer, run.clock, run.config.identity(), run.seen(), run.copies)
+        state = state_of(run.model.config, run.parameters, run.optimizer, run.clock, run.config.identity(), run.behind, run.copies)
         run.writer.write(place, state, run.packed.tokenizer_files)
 
 

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outgrow.checkpoint.ranks import world
-from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown
 from outgrow.growth.plan import GrowthPlan
+from outgrow.training.distributed import held_rows, local
 
 
 @dataclass
@@ -22,7 +21,7 @@ class Rewarm:
     An update is linear in the learning rate, so that a share of the rate is a share of the step.
 
     Attributes:
-        new: name -> 1 where growth made an entry, 0 elsewhere; [shape of the parameter], or one number for all of it.
+        new: name -> 1 where growth made an entry, 0 elsewhere; [this rank's rows of the parameter], or one number for all of it.
         first: clock at which the rise begins.
         tokens: that it takes.
     """
@@ -38,13 +37,14 @@ class Rewarm:
 
     def hold(self, parameters: Mapping[str, Tensor]) -> None:
         """Keeps what the step is about to change."""
-        self._before = {name: parameters[name].detach().clone() for name in self.new if name in parameters}
+        self._before = {name: local(parameters[name].detach()).clone() for name in self.new if name in parameters}
 
     @torch.no_grad()
     def shorten(self, parameters: Mapping[str, Tensor], share: float) -> None:
         """Leaves new entries a share of the step."""
         for name, before in self._before.items():
-            parameters[name].sub_((parameters[name] - before) * (self.new[name] * (1 - share)))
+            own = local(parameters[name])
+            own.sub_((own - before) * (self.new[name] * (1 - share)))
         self._before = {}
 
 
@@ -58,7 +58,5 @@ def rewarm_of(plan: GrowthPlan, parameters: Mapping[str, Tensor], first: int, to
         if fresh.all():
             new[name] = torch.tensor(1.0)
         elif fresh.any():
-            if world() > 1:
-                raise OutgrowError("start.rewarm_tokens warms parts of tensors on one rank only; with several, grow in depth")
-            new[name] = torch.from_numpy(fresh.astype(np.float32)).to(parameters[name].device)
+            new[name] = torch.from_numpy(fresh[held_rows(parameters[name])].astype(np.float32)).to(parameters[name].device)
     return Rewarm(new, first, tokens)

@@ -17,7 +17,6 @@ from outgrow.checkpoint.huggingface import SINGLE
 from outgrow.checkpoint.lineage import LINEAGE, Lineage
 from outgrow.checkpoint.optimizer_state import BEHIND_MASKS, CLOCK, moment_file, stored_moments
 from outgrow.checkpoint.ranks import PATIENCE, agreed, leads, telling, world
-from outgrow.checkpoint.safetensors_file import stored_in
 from outgrow.data.tokenizer import open_encoder
 from outgrow.errors import OutgrowError
 from outgrow.files import new_directory, read_json, write_json
@@ -65,7 +64,7 @@ class State:
 
 def state_of(
     config: Any, parameters: Mapping[str, Tensor], optimizer: Optimizer, clock: Clock, run: str,
-    seen: Mapping[str, Tensor] | None = None, copies: dict[str, list[int]] | None = None,
+    behind: Mapping[str, Tensor], copies: dict[str, list[int]] | None = None,
 ) -> State:  # fmt: skip
     """A copy of all that a checkpoint holds.
 
@@ -75,15 +74,14 @@ def state_of(
         optimizer: the run's.
         clock: the run's.
         run: its identity.
-        seen: the parameters that the model runs on, where masks still hide some of its own.
+        behind: what is trained where the parameters are still masked.
         copies: what copied what at the last growth.
     """
-    hidden = {name: parameters[name] for name in seen or {} if seen and seen[name] is not parameters[name]}
     trained = [name for name, value in parameters.items() if value.requires_grad]
     trains = trained if len(trained) < len(parameters) else None
     receipt = Lineage(tokens=clock.tokens, flops=clock.flops, run=run, trains=trains, skipped=clock.skipped or None, copies=copies)
     moments = {moment: snapshot(values) for moment, values in optimizer.moments().items()}
-    return State(snapshot(seen or parameters), snapshot(hidden), moments, config, clock, receipt)
+    return State(snapshot(parameters), snapshot(behind), moments, config, clock, receipt)
 
 
 class Writer:
@@ -165,10 +163,3 @@ def restore_optimizer(directory: Path, optimizer: Optimizer, fresh: Collection[s
         fill(saved[moment], from_files(stored))
     optimizer.restore(saved, steps, fresh)
     return steps
-
-
-def restore_behind_masks(directory: Path, parameters: Mapping[str, Tensor]) -> None:
-    """Puts what was trained behind masks back into the parameters that a masked checkpoint was loaded into."""
-    if (directory / BEHIND_MASKS).exists():
-        stored = stored_in(directory / BEHIND_MASKS)
-        fill({name: parameters[name] for name in stored}, from_files(stored))
