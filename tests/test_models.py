@@ -167,3 +167,19 @@ def test_layers_that_a_config_drops_at_random_are_kept(tokens):
     forward = forward_of(model, torch.float32)
     losses = {forward.loss(tokens[:, :-1] % 53, tokens[:, 1:] % 53).item() for _ in range(5)}
     assert len(losses) == 1
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_matrices_are_not_kept_twice_where_modules_are_called(make_model, tokens, through):
+    """FSDP gathers a block's matrices anew for the backward pass; copies of them would stay."""
+    model = make_model()
+    decoder = forward_of(model, torch.float32)
+    decoder = decoder.through(model) if through else decoder
+    expected = float(make_model()(tokens, labels=tokens).loss.detach())
+    own, kept = {value.data_ptr() for value in model.parameters()}, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        loss = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+    assert float(loss.detach()) == pytest.approx(expected, abs=1e-4)
+    widths = {ODD["intermediate_size"], 2 * ODD["intermediate_size"], 10 * ODD["num_attention_heads"], 10 * (ODD["num_attention_heads"] + 4)}
+    copies = [value for value in kept if value.dim() == 2 and {*value.shape} & widths and ODD["hidden_size"] in value.shape]
+    assert all(value.data_ptr() in own for value in copies) == through

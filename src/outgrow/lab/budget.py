@@ -60,13 +60,13 @@ def need_of(run: RunConfig, ranks: int = 1) -> Need:
         own_flops(run) / (run.tokens - first_token(run)),
         own_flops(run),
         -(-state // ranks),
-        _activations(run, config, sequence_tokens),
+        _activations(run, config, sequence_tokens, ranks),
         saved,
         run.tokens - first_token(run),
     )
 
 
-def _activations(run: RunConfig, config: Any, tokens: int) -> int:
+def _activations(run: RunConfig, config: Any, tokens: int, ranks: int) -> int:
     """Bytes kept for the backward pass of so many tokens, in the precision of products; attention in fused kernels."""
     arch = arch_for(config)
     sizes = arch.sizes(config)
@@ -76,8 +76,8 @@ def _activations(run: RunConfig, config: Any, tokens: int) -> int:
     residual = 4 * sizes["hidden"]
     layers = arch.layers(config)
     capped = 3 * 4 * sizes["vocab"] if config.get("final_logit_softcapping") else 0  # logits that must be whole, and their gradient
-    # Matrices are cast, and those of one input joined, for their products; the copies are kept for the backward pass.
-    copies = width * parameter_counts(arch, config).non_embedding // (layers if run.recompute else 1)
+    # On one rank matrices are cast, and those of one input joined, for their products; the copies are kept for the backward pass.
+    copies = width * parameter_counts(arch, config).non_embedding // (layers if run.recompute or ranks > 1 else 1)
     return copies + tokens * (residual * layers + inside * (1 if run.recompute else layers) + capped)
 
 

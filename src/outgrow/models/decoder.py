@@ -58,8 +58,8 @@ class Decoder:
         self.inverse_frequency: Tensor = type(model.model.rotary_emb)(config).inv_freq.detach().float()
         if compile:  # a graph for each width and shape of a batch; a run that grows in width has several
             torch._dynamo.config.recompile_limit = 64
-        self.block = torch.compile(self._block, dynamic=False) if compile else self._block
-        self.recompute = recompute
+        self.compiles, self.recompute, self.joins = compile, recompute, True
+        self.block = self._callable()
         self._hold(dict(model.named_parameters()))
 
     def over(self, parameters: Mapping[str, Tensor]) -> Decoder:
@@ -71,11 +71,16 @@ class Decoder:
     def through(self, model: Any) -> Decoder:
         """The same forward pass by calls of the model's own modules, so that whatever hooks them, such as FSDP, sees it."""
         other = copy.copy(self)
+        other.joins = False  # a joined matrix is a copy that lives until the backward pass, and FSDP lets go of matrices before that
+        other.block = other._callable()
         for layer in model.model.layers:
             layer.forward = partial(other._run_module, layer)
         other.top = lambda: dict(model.named_parameters())
         other.blocks = list(model.model.layers)
         return other
+
+    def _callable(self) -> Callable[..., Tensor]:
+        return torch.compile(self._block, dynamic=False) if self.compiles else self._block
 
     def _hold(self, parameters: Mapping[str, Tensor]) -> None:
         self.top: Callable[[], Mapping[str, Tensor]] = lambda: parameters
@@ -145,7 +150,9 @@ class Decoder:
         return self._linear(block, F.silu(gate) * up, "mlp.down_proj")
 
     def _linear(self, block: Mapping[str, Tensor], x: Tensor, *names: str) -> Tensor:
-        """The concatenated outputs of several projections of one input, as one product."""
+        """The concatenated outputs of several projections of one input, as one product where their matrices may be joined."""
+        if len(names) > 1 and not self.joins:
+            return torch.cat([self._linear(block, x, name) for name in names], -1)
         weights, biases = ([block[f"{n}.{kind}"] for n in names if f"{n}.{kind}" in block] for kind in ("weight", "bias"))
         return F.linear(x, _joined(weights).to(self.dtype), _joined(biases).to(self.dtype) if biases else None)
 
