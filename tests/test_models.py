@@ -180,6 +180,11 @@ def test_matrices_are_not_kept_twice_where_modules_are_called(make_model, tokens
     with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
         loss = decoder.loss(tokens[:, :-1], tokens[:, 1:])
     assert float(loss.detach()) == pytest.approx(expected, abs=1e-4)
-    widths = {ODD["intermediate_size"], 2 * ODD["intermediate_size"], 10 * ODD["num_attention_heads"], 10 * (ODD["num_attention_heads"] + 4)}
+    widths = {
+        ODD["intermediate_size"],
+        2 * ODD["intermediate_size"],
+        10 * ODD["num_attention_heads"],
+        10 * (ODD["num_attention_heads"] + 4),
+    }
     copies = [value for value in kept if value.dim() == 2 and {*value.shape} & widths and ODD["hidden_size"] in value.shape]
     assert all(value.data_ptr() in own for value in copies) == through

@@ -605,16 +605,19 @@ def test_two_studies_at_once_keep_every_run_once(tmp_path):
 
 def test_the_readme_quotes_what_the_studies_say():
     readme = " ".join((STUDIES.parent / "README.md").read_text().split())
-    records = Records(STUDIES / "results" / "nano.jsonl")
 
-    def found(name, arm, against):
-        study, scale = nano(name)
-        rows = findings(study.compared_with(against), scale, 3, records)
-        return next(row for row in rows if row.name == arm).speed_ups["annealed"]
+    def found(name, arm, against, scale="nano"):
+        (studied,) = read_studies([name], scale, 3, STUDIES, against)
+        return next(row for row in studied.rows if row.name == arm).speed_ups["annealed"]
 
     over_muon, over_adamw = (found("recipe", "later", against) for against in ("scratch-muon", "scratch"))
     for one, whom in ((over_muon, "the best-tuned scratch run, Muon's"), (over_adamw, "tuned AdamW")):
         assert f"{one.speed_up:.1%} ({100 * one.student[0]:.1f} to {100 * one.student[1]:.1f}) faster than {whom}" in readme
+    larger = found("recipe", "later", "scratch-muon", "micro")
+    assert (
+        f"is {larger.speed_up:.1%} ({100 * larger.student[0]:.1f} to {100 * larger.student[1]:.1f}) faster than scratch under Muon"
+        in readme
+    )
     muon = f"is worth {found('baseline', 'muon', 'scratch').speed_up:+.1%} over this baseline"
     assert f"Muon, which was not, {muon}" in readme
     assert f"Muon was not tried here; it {muon}" in read_json(SHIPPED / "nano_tuning.json")["rule"]
