@@ -251,5 +251,7 @@ def test_a_config_that_does_not_fit_is_refused(edits, message):
 
 
 def test_unknown_model_keys_suggest_the_nearest():
+    published = {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "torch_dtype": "bfloat16"}  # files of 2024
+    assert resolved({**ODD, **published})["rope_parameters"] == {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
     with pytest.raises(OutgrowError, match=r"unknown key 'model.hiden_size' for a 'llama' model; did you mean 'hidden_size'\?"):
         resolved({**ODD, "hiden_size": 24})

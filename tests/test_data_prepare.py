@@ -34,6 +34,9 @@ def records(texts, key="text"):
     return "".join(json.dumps({key: text, "meta": {"set": "x"}}) + "\n" for text in texts).encode()
 
 
+TWO_FRAMES = zstandard.compress(records(TEXTS[:3])) + zstandard.compress(records(TEXTS[3:6]))
+
+
 def write_all_forms(folder):
     """TEXTS over every form that a folder may hold; the compressed file has two frames, as pzstd writes them."""
     folder.mkdir()
@@ -295,6 +298,12 @@ def test_memory_does_not_grow_with_the_corpus(packed, tmp_path):
         ("a.jsonl", b"\xff\n", "a.jsonl' cannot be read after line 0"),
         ("a.jsonl.gz", gzip.compress(records(TEXTS))[:-20], "a.jsonl.gz' cannot be read after line"),
         ("a.jsonl.zst", b"not zst", "a.jsonl.zst' cannot be read after line 0"),
+        (
+            "a.jsonl.zst",
+            TWO_FRAMES[:-9],
+            r"a.jsonl.zst' cannot be read after line 3 \(it ends in the middle of a frame\); get the file again",
+        ),
+        ("a.txt.zst", TWO_FRAMES[:-9], r"a.txt.zst' cannot be read \(it ends in the middle of a frame\); get the file again"),
         ("a.txt.gz", b"not gz", "a.txt.gz' cannot be read .*; get the file again"),
         ("a.parquet", b"PAR1", "a.parquet' is not a whole parquet file"),
         ("a.zip", b"PK", r"files of a form that is not read here \('.*a.zip'\); unpack them, or convert them to text"),

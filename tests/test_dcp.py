@@ -40,12 +40,12 @@ def torchrun(*arguments):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with `source` (transformers), and what two ranks saved after two steps: `plain` (pickle and .distcp), `chunks`."""
+    """A folder with `source` (transformers), and what two ranks saved after two steps: `plain`, `nested` (pickle and .distcp), `chunks`."""
     folder = tmp_path_factory.mktemp("saved")
     write_tiny(folder / "source", TINY["llama"], dtype=torch.float32)
     done = on_ranks(2, ROOT / "scripts" / "save_sharded.py", folder / "source", folder)
     assert done.returncode == 0, done.stderr
-    for form in ("plain", "chunks"):
+    for form in ("plain", "nested", "chunks"):
         shutil.copyfile(folder / "source" / "config.json", folder / form / "config.json")
     return folder
 
@@ -91,6 +91,18 @@ def test_a_sharded_run_grows_with_its_optimizer(saved, tmp_path):
     assert state == {"train_state.step": 2}
     opened = open_checkpoint(tmp_path / "grown", trust_pickle=True)
     assert verify(opened, open_checkpoint(saved / "plain", trust_pickle=True)) == len(opened.held)
+
+
+def test_the_names_inside_an_optimizer_have_no_prefix_of_the_model(saved, tmp_path):
+    """{"model": ..., "optimizer": ...}, as torch's own tutorials save."""
+    for form in ("plain", "nested"):
+        outgrow.grow(saved / form, tmp_path / form, "direct-width(ffn=72)", optimizer="carry", form="dcp", trust_pickle=True)
+    plain, nested = (read_dcp(tmp_path / form, trust_pickle=True) for form in ("plain", "nested"))
+    names = {name: name if name.startswith("optimizer.") else f"model.{name}" for name in plain if name != "train_state.step"}
+    assert set(names.values()) == nested.keys()
+    for name, other in names.items():
+        if isinstance(plain[name], Chunked):
+            assert torch.equal(plain[name].whole(), nested[other].whole()), name
 
 
 def test_two_processes_write_what_one_writes(saved, tmp_path):

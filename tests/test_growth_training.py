@@ -185,7 +185,7 @@ def test_masks_work_under_compile_without_recompiling(make_model, tokens):
     """The share is a tensor, so opening the masks is no new graph; the model is transformers' own, untouched."""
     model = make_model()
     plan = make_plan("random-width", *described(model), {"ffn": 50})
-    behind = {name: (torch.from_numpy(where.copy()), torch.from_numpy(values)) for name, (where, values) in masked(plan).items()}
+    behind = {name: (torch.from_numpy(where.copy()), torch.from_numpy(values())) for name, (where, values) in masked(plan).items()}
     wide = make_model(intermediate_size=50)
     parameters = dict(wide.named_parameters())
     with torch.no_grad():

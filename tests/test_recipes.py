@@ -173,6 +173,13 @@ def test_a_dry_run_refuses_what_training_would(recipe, cli):  # noqa: F811
     assert told(*wide, ranks=2)[0] == 0
     refused(told("stages.1.unmask_tokens=64"), "start.unmask_tokens has no effect with the operator 'stack(factor=2)', which masks nothing")
     refused(told("stages.1.learn={steps: 3}"), "start.learn has no effect with the operator 'stack(factor=2)', which has no maps to learn")
+    frozen = ("stages.1.grow=llama-pro(blocks=1)", "stages.2.optimizer=carry", "stages.2.rate=restart")
+    refused(
+        told(*frozen, "stages.1.optimizer=reset"),
+        "'tiny-stage3': start.optimizer is 'carry', and under 'llama-pro' only new layers are trained",
+    )
+    refused(told("stages.0.rate=keep", "stages.0.unmask_tokens=64"), "stages.0.rate has no effect", "stages.0.unmask_tokens has no effect")
+    refused(cli("train", recipe, "--ranks", "2"), "--ranks and --days are questions to --dry-run and have no effect without it")
     branch = ("schedule={}", "branches=[{at: 448, tokens: 64}]")  # 64 tokens after growth at 384
     refused(told(*masked, "stages.1.unmask_tokens=128", *branch), "where masks still open; they are open at 512")
     assert told(*masked, "stages.1.unmask_tokens=64", *branch)[0] == 0
@@ -709,8 +716,17 @@ def test_a_job_trains_a_recipe_on_two_local_ranks(recipe, tmp_path, cli):  # noq
     refused(cli("submit", tmp_path / "none.yaml", *options), "there is no file")
     refused(cli("submit", recipe, "--cluster", "pbs"), "there is no cluster 'pbs' here")
     refused(cli("submit", recipe, "--cluster", "slurm"), "there is no cluster 'slurm' here")
-    refused(cli("submit", recipe, *options, "--ranks", "3", "--set", "seed=5"), "failed", "OutgrowError:", "what its ranks printed is in")
+    failing = ("--ranks", "1", "--set", "optimizer.learning_rate=1e30")
+    refused(
+        cli("submit", recipe, *options, *failing),
+        "failed",
+        "SpikeError: the gradient's norm of 'tiny-stage1'",
+        "what its ranks printed is in",
+    )
+    refused(cli("submit", recipe, *options, "--ranks", "3"), "'tiny-stage1': 3 ranks do not divide the")
+    refused(cli("submit", recipe, *options[:2], "--nodes", "2"), "local takes no job of 2 nodes with 8 ranks each (LocalExecutor can use")
     assert find_recipe(Path("7b-grown")).is_file()
+    refused(cli("train", "7b-grow", "--dry-run"), "no recipe of that name comes with outgrow; did you mean '7b-grown'?")
 
 
 def test_a_job_goes_on_however_often_its_time_is_up(tmp_path, monkeypatch):

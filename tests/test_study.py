@@ -640,10 +640,27 @@ def test_a_study_of_an_operator_of_ones_own(folder, tmp_path, cli):  # noqa: F81
     page = ("--output", tmp_path / "page.html")
     refused(cli("report", *place, "--seeds", 1, *page), "unknown operator 'last-twice'")
     assert cli("report", *place, "--seeds", 1, *page, *with_it)[0] == 0
+    fitted = ("fit", folder / "results" / "tiny.jsonl", "--law", "power", "--resamples", 0)
+    refused(cli(*fitted), "unknown operator 'last-twice'")
+    status, _, err = cli(*fitted, *with_it)
+    assert "operator" not in err, err
     Records(folder / "results" / "tiny.jsonl")  # can be read without it, as records of other studies are
     file.write_text(OWN + "# another version\n")
     status, out, _ = cli("study", *place, *where, *with_it, "--list")
     assert (status, "left: 0 runs" in out) == (0, False), out
+
+
+@pytest.mark.parametrize(
+    ("arm", "settings", "message"),
+    [
+        ("half batch", "settings: {optimizer: muon}", "the run 'half batch-rate0.005-seed0-trunk': 'name' should"),
+        ("m", "settings: {batch_tokens: 100}", "batch_tokens (100) is not a multiple of data.context (16)"),
+        ("m", "target: {num_attention_heads: 3}", "the run 'm-rate0.005-seed0-trunk': "),
+    ],
+)
+def test_an_arm_that_makes_no_run_is_a_sentence(folder, tmp_path, cli, arm, settings, message):  # noqa: F811
+    (folder / "pair.yaml").write_text(TINY_STUDY.format() + f"  {arm}: {{says: x, {settings}}}\n")
+    refused(cli("study", "pair", "--scale", "tiny", "--folder", folder, "--runs", tmp_path / "runs", "--list"), message)
 
 
 def test_a_study_is_trained_killed_gone_on_with_and_reported(folder, tmp_path):

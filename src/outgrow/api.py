@@ -11,6 +11,7 @@ from outgrow.checkpoint.grow import MAX_SHARD_BYTES, Form, Measure, grow_directo
 from outgrow.checkpoint.hub import local
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.verify import verify as verified
+from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown, Policy, rows_of
 from outgrow.growth.apply import grow as grow_arrays
 from outgrow.growth.operators import OPERATORS, Operator, make_plan
@@ -111,6 +112,7 @@ def grow_state(growth: GrowthPlan, weights: Mapping[str, Any]) -> dict[str, Any]
 
     Names and shapes are those on disk. A pure copy is the source's own array, not a clone.
     """
+    _refuse_shards(growth, weights)
     return dict(grow_arrays(growth, weights))
 
 
@@ -128,6 +130,17 @@ def grow_moments(growth: GrowthPlan, moments: Mapping[str, Any], *, squares: boo
     Raises:
         OutgrowError: a parameter without a moment, or a plan through which no law moves them.
     """
+    _refuse_shards(growth, moments)
     grown = Grown(growth, rows_of(moments))
     states = ((name, grown.state(name, "square" if squares else "gradient", policy)) for name in grown.tensors)
     return {name: state.clone() if hasattr(state, "clone") else state.copy() for name, state in states}
+
+
+def _refuse_shards(growth: GrowthPlan, arrays: Mapping[str, Any]) -> None:
+    """Whole layers of sharded tensors are copied and scaled as they are; wider ones, and noise, are made of whole tensors."""
+    sharded = next((name for name, value in arrays.items() if hasattr(value, "full_tensor")), None)
+    if sharded and any(stage.lifts or stage.rewrites for stage in growth.stages):
+        raise OutgrowError(
+            f"'{sharded}' is sharded over ranks, and '{growth.operator}' is made of whole tensors; gather them with full_tensor(), or grow "
+            "the checkpoint on disk"
+        )

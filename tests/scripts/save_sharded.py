@@ -28,5 +28,6 @@ for step in range(2):
 weights = get_model_state_dict(model)
 state = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(flatten_optimizer_state_dict=True))
 dcp.save({**weights, "optimizer": state, "train_state": {"step": 2}}, checkpoint_id=target / "plain")
+dcp.save({"model": weights, "optimizer": state}, checkpoint_id=target / "nested")
 dcp.save(weights, storage_writer=HuggingFaceStorageWriter(str(target / "chunks"), save_distributed=True))
 dist.destroy_process_group()

@@ -10,6 +10,7 @@ from typing import Any
 from outgrow.arch import Arch, Config, flops_per_token, parameter_counts, positions
 from outgrow.checkpoint.huggingface import Checkpoint
 from outgrow.checkpoint.lineage import read_lineage
+from outgrow.checkpoint.optimizer_state import BEHIND_MASKS
 from outgrow.growth.plan import GrowthPlan, connection_rate
 from outgrow.spaces import FRESH
 
@@ -43,6 +44,10 @@ def checkpoint_facts(checkpoint: Checkpoint, context: int | None = None) -> dict
         facts["grown by"] = "; ".join(f"{one.get('operator')} {one.get('knobs')} ({one.get('citation')})" for one in _stages(lineage.plan))
         facts["grown from"] = lineage.source
         facts["files grown from"] = lineage.parents
+        if (checkpoint.directory / BEHIND_MASKS).exists():
+            facts["masks"] = f"half open: what is behind them lies in {BEHIND_MASKS}; their run goes on from here, and nothing else does"
+        elif not lineage.run and lineage.plan.get("fill") == "masked":
+            facts["masks"] = "closed: training from here opens them"
     return facts
 
 

@@ -75,7 +75,18 @@ def distributed_layout(checkpoint: Checkpoint, plan: GrowthPlan, names: Names, p
 
 def _add_state(found: Distributed, checkpoint: Checkpoint, plan: GrowthPlan, names: Names, policy: Policy) -> None:
     """The optimizer's state and settings, which stand under the names of parameters, and all else as it is."""
-    of_parameters = (checkpoint.names or names).per_parameter(checkpoint.held, checkpoint.tensors)
+    old = checkpoint.names or names
+    # Under {"model": ..., "optimizer": ...} the model's names have a prefix, and those inside the optimizer have none.
+    ways = old, replace(old, prefix="")
+    of_parameters, old_inside = next(
+        ((inner, way) for way in ways if (inner := way.per_parameter(checkpoint.held, checkpoint.tensors))), ({}, old)
+    )
+    inside = names if old_inside is old else replace(names, prefix="")
+    if len(lists := [key for key in checkpoint.held if _LIST.search(key)]) > 1:
+        raise OutgrowError(
+            f"'{lists[0]}' and {len(lists) - 1} more are lists of parameters, in which new layers have no place; save the optimizer with "
+            "StateDictOptions(flatten_optimizer_state_dict=True), or use --optimizer reset"
+        )
     if not any(field in MOMENTS for fields in of_parameters.values() for _, field in fields):
         if stored_moments(checkpoint.directory):
             raise OutgrowError(
@@ -83,28 +94,22 @@ def _add_state(found: Distributed, checkpoint: Checkpoint, plan: GrowthPlan, nam
                 "checkpoint, which would need its settings too; use --optimizer reset, or leave --form out"
             )
         raise OutgrowError(f"'{checkpoint.directory}' carries no optimizer state to {policy}; use --optimizer reset")
-    if len(lists := [key for key in checkpoint.held if _LIST.search(key)]) > 1:
-        raise OutgrowError(
-            f"'{lists[0]}' and {len(lists) - 1} more are lists of parameters, in which new layers have no place; save the optimizer with "
-            "StateDictOptions(flatten_optimizer_state_dict=True), or use --optimizer reset"
-        )
     shapes = plan.grown_arch.shapes(plan.target_config)
     for before, moment in sorted({key for fields in of_parameters.values() for key in fields}):
         stored = {name: fields[before, moment] for name, fields in of_parameters.items() if (before, moment) in fields}
         grown = Grown(plan, reader(stored))
         for name in grown.tensors:
             one = stored.get(grown.reference(name))
-            key = f"{before}{names.on_disk(name)}.{moment}"
+            key = f"{before}{inside.on_disk(name)}.{moment}"
             if one is not None and (moment not in MOMENTS or isinstance(one, Blob)):
                 _refuse_entries(key, one)
                 found.add(key, one)
             elif one is not None:
                 found.kinds[key] = one.entry.dtype, shapes[name]  # type: ignore[union-attr]
                 found.make[key] = _moment(grown, name, moment, policy, names.rows_to(name), one.entry.dtype)  # type: ignore[union-attr]
-    old = checkpoint.names or names
     bare = replace(old, prefix="")
     taken = {old.on_disk(name) for name in (*checkpoint.tensors, *plan.arch.aliases(plan.origin))}
-    taken |= {f"{key[0]}{old.on_disk(name)}.{key[1]}" for name, fields in of_parameters.items() for key in fields}
+    taken |= {f"{key[0]}{old_inside.on_disk(name)}.{key[1]}" for name, fields in of_parameters.items() for key in fields}
     for key in checkpoint.held.keys() - taken:
         if any(key.endswith(f".{bare.on_disk(name)}") for name in plan.arch.top):  # an average of all weights, say
             _refuse_entries(key, checkpoint.held[key])

@@ -34,6 +34,11 @@ def _options(
 ) -> None: ...
 
 
+_WAYS_OUT = {
+    errno.ENOSPC: "; make room, and the same command goes on from its last whole checkpoint",
+    errno.EEXIST: "; choose another place",
+    errno.ENOTDIR: "; choose another place",
+}
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
@@ -67,8 +72,7 @@ def main() -> None:
         _fail("there is not enough memory for that; ask for less at once", 1)
     except OSError as error:
         place = f": '{error.filename}'" if error.filename else ""
-        way_out = "; make room, and the same command goes on from its last whole checkpoint" if error.errno == errno.ENOSPC else ""
-        _fail(f"{error.strerror or error}{place}{way_out}", 1)
+        _fail(f"{error.strerror or error}{place}{_WAYS_OUT.get(error.errno or 0, '')}", 1)
 
 
 def _fail(message: str, status: int) -> None:

@@ -77,7 +77,8 @@ def grow(
     if plan:
         if operator or factor is not None or layers or knob or operator_file:
             raise OutgrowError("--plan says everything; give it alone, without --operator, --factor, --layers, --knob or --operator-file")
-        made = GrowthPlan.from_json(read_json(plan), families)
+        content = read_json(plan)
+        made = GrowthPlan.from_json(content.get("plan", content) if isinstance(content, dict) else content, families)  # a receipt's too
     else:
         made = _plan(checkpoint, operator, factor, layers, knob, operator_file)
     made.refuse_untrained()

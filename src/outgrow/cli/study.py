@@ -113,15 +113,18 @@ def fit(
     output: Annotated[Path | None, typer.Option(help="A page (HTML) with tables and residual plots.")] = None,
     figure: Annotated[Path | None, typer.Option(help="The plots as PNG, SVG or PDF.")] = None,
     as_json: AsJson = False,
+    operator_file: OperatorFile = None,
 ) -> None:
     """Fit a law to runs: coefficients, 95% intervals, outliers, residual plots.
 
     chinchilla reads params, tokens and loss; power flops and loss; parabola growth_tokens and loss (--by flops); timing params, tokens
     and growth_tokens; speed-up growth_factor, growth_share, tokens_per_param and speed_up.
     """
+    from outgrow.extensions import use_operators
     from outgrow.lab import fitting
     from outgrow.lab.advise import quantity
 
+    use_operators(operator_file)
     refuse_picture(figure)
     named, rows = pairs(column, "--column"), pairs(only, "--only")
     budget = quantity(flops, "--flops") if flops else None
@@ -151,11 +154,14 @@ def advise(
     data: Annotated[str, typer.Option(help="The directory of prepared text that the recipes read.")] = "prepared-text",
     output: Annotated[Path | None, typer.Option(help="A directory for the recipes, one a strategy.")] = None,
     as_json: AsJson = False,
+    operator_file: OperatorFile = None,
 ) -> None:
     """Plan a target: scratch, G_stack, late expansion and gradual stacking side by side, with costs, evidence and recipes."""
+    from outgrow.extensions import use_operators
     from outgrow.lab import advice
     from outgrow.lab import advise as planner
 
+    use_operators(operator_file)
     if target:
         refuse_given(command, "--vocab", "with --target, whose config has it")
     if hardware is None:

@@ -49,8 +49,8 @@ def train(
     track: Track = None,
     operator_file: OperatorFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it needs, and train nothing.")] = False,
-    ranks: Annotated[int, typer.Option(min=1, help="With --dry-run: over how many ranks.")] = 1,
-    days: Annotated[float, typer.Option(min=0.001, help="With --dry-run: how long it may take.")] = 7.0,
+    ranks: Annotated[int | None, typer.Option(min=1, help="With --dry-run: over how many ranks; 1 if not given.")] = None,
+    days: Annotated[float | None, typer.Option(min=0.001, help="With --dry-run: how long it may take; 7 if not given.")] = None,
 ) -> None:
     """Train a recipe to its end, stage by stage, or one run and the runs it starts from; resume what was interrupted.
 
@@ -65,8 +65,10 @@ def train(
     if dry_run:
         from outgrow.lab.budget import need_lines
 
-        print("\n".join(need_lines(found, ranks, days)))
+        print("\n".join(need_lines(found, ranks or 1, days or 7.0)))
         return
+    if ranks or days:
+        raise OutgrowError("--ranks and --days are questions to --dry-run and have no effect without it; torchrun starts the ranks")
     from outgrow.checkpoint.ranks import join_ranks, leads
     from outgrow.lab.runs import final_checkpoint
     from outgrow.lab.watch import execute_all
@@ -97,14 +99,18 @@ def submit(
     """Train a recipe as a SLURM job; when it is preempted or out of time it is queued again and goes on."""
     from outgrow.extensions import use_operators
     from outgrow.lab.recipe import find_recipe, read_runs
+    from outgrow.lab.refusals import told_problems
     from outgrow.lab.submit import Job, executor, submit_with
 
     if option and cluster != "slurm":
         raise OutgrowError(f"--option is one of SLURM and has no effect with --cluster {cluster}; leave it out")
     operators = use_operators(operator_file)
-    read_runs(recipe, change or [])  # mistakes are told here, not in a log
+    found = read_runs(recipe, change or [])
+    made = executor(cluster, logs, nodes, ranks, hours, pairs(option, "--option"))
+    if wrong := told_problems(found, nodes * ranks):  # here, and not in a log
+        raise OutgrowError("; ".join(wrong))
     job = Job(find_recipe(recipe), tuple(change or ()), runs.absolute(), tuple(track or DEFAULT_TRACK), operators)
-    handed = submit_with(executor(cluster, logs, nodes, ranks, hours, pairs(option, "--option")), logs)(job)
+    handed = submit_with(made, logs)(job)
     print(f"job {handed.job.job_id}; its output: {logs}")
     if follow:
         for name, loss in handed.result().items():

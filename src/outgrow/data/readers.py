@@ -118,7 +118,33 @@ def _decompressed(path: Path, file: Any, newline: str | None) -> Any:
 
 
 def _zstandard(file: Any) -> Any:
-    return _module("zstandard", file.name).ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    return io.BufferedReader(_Frames(file, _module("zstandard", file.name).ZstdDecompressor()))
+
+
+class _Frames(io.RawIOBase):
+    """The frames of a .zst file one after another; the library's own reader ends in the middle of one without a word."""
+
+    def __init__(self, file: Any, decompressor: Any) -> None:
+        self._file, self._decompressor = file, decompressor
+        self._frame: Any = None
+        self._compressed, self._text = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._text:
+            self._compressed = self._compressed or self._file.read(io.DEFAULT_BUFFER_SIZE)
+            if not self._compressed:
+                if self._frame:
+                    raise EOFError("it ends in the middle of a frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._text = self._frame.decompress(self._compressed)
+            self._compressed, self._frame = (self._frame.unused_data, None) if self._frame.eof else (b"", self._frame)
+        count = min(len(buffer), len(self._text))
+        buffer[:count], self._text = self._text[:count], self._text[count:]
+        return count
 
 
 def _text(record: Any, key: str, where: str) -> str:

@@ -28,9 +28,11 @@ def sample(
     """
     inputs = opened.tokenizer(prompt, add_special_tokens=not opened.trained)["input_ids"] or [opened.prefix]
     if len(inputs) + tokens > opened.context:
+        room = opened.context - len(inputs)
+        way_out = f"ask for {room:,} --tokens at most, or shorten the prompt" if room > 0 else "shorten the prompt"
         raise OutgrowError(
             f"the prompt's {len(inputs):,} tokens and {tokens:,} more are over the {opened.context:,} that the model takes at once; "
-            f"ask for {max(opened.context - len(inputs), 0):,} --tokens at most, or shorten the prompt"
+            + way_out
         )
     end = opened.prefix if opened.trained else opened.tokenizer.eos_token_id
     drawn = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0} if temperature else {"do_sample": False}

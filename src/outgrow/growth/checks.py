@@ -69,7 +69,10 @@ def _check_lift(plan: GrowthPlan, name: str, lift: AnyLift) -> None:
     if rho is not None and not np.allclose(lift.gain[lift.held], 1) and plan.arch.norm_eps is None:
         raise OutgrowError(f"the lift of {growth} needs another eps, which {family} shares or does not have; use lift.without_gain()")
     if admits == "even copies" and (lift.new % lift.size or not np.allclose(lift.write, 1)):
-        raise OutgrowError(f"cannot widen {growth} exactly: it is normed or chosen as a whole; copy it to a multiple of {lift.size}")
+        raise OutgrowError(
+            f"cannot widen {growth} exactly: it is normed or chosen as a whole, so only whole copies of it can; use an operator that "
+            f"copies, such as direct-width, to a multiple of {lift.size}, or leave it as it is"
+        )
 
 
 def _check_pattern(plan: GrowthPlan, old: int) -> None:

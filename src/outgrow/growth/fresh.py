@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -72,11 +73,11 @@ def normal_rows(
         yield slice(begin, end), drawn if len(drawn) == end - begin else drawn[wanted[begin:end] - piece.start]
 
 
-def masked(plan: GrowthPlan) -> dict[str, tuple[Mask, NDArray[np.float32]]]:
-    """What a training run unmasks: tensor name -> (where its outputs are masked, the random values behind the mask)."""
+def masked(plan: GrowthPlan) -> dict[str, tuple[Mask, Callable[..., NDArray[np.float32]]]]:
+    """What a training run unmasks: tensor name -> (where its outputs are masked, what draws the random values behind some rows or all)."""
     if plan.fill != "masked":
         return {}
-    found: dict[str, tuple[Mask, NDArray[np.float32]]] = {}
+    found: dict[str, tuple[Mask, Callable[..., NDArray[np.float32]]]] = {}
     sizes, config = plan.grown_arch.sizes(plan.target_config), plan.target_config
     old = plan.arch.sizes(plan.source_config)
     for tensor in plan.grown_arch.tensors(config):
@@ -88,10 +89,18 @@ def masked(plan: GrowthPlan) -> dict[str, tuple[Mask, NDArray[np.float32]]]:
         else:
             continue
         if where.any():
-            begin = 0.0 if spec.plus_one or not spec.is_gain else 1.0
-            values = normal(plan.seed, tensor.name, shape) * plan.grown_arch.deviation(spec, config) + begin
-            found[tensor.name] = (where, values)
+            found[tensor.name] = (where, partial(_behind, plan, tensor, shape))
     return found
+
+
+def _behind(plan: GrowthPlan, tensor: Tensor, shape: tuple[int, ...], rows: Rows = slice(None)) -> NDArray[np.float32]:
+    """Random values of some rows of a tensor that is masked; gains are one."""
+    begin = 0.0 if tensor.spec.plus_one or not tensor.spec.is_gain else 1.0
+    deviation = plan.grown_arch.deviation(tensor.spec, plan.target_config)
+    made = np.full((len(np.arange(shape[0])[rows]), *shape[1:]), begin, np.float32)
+    for some, values in normal_rows(plan.seed, tensor.name, shape, rows):
+        made[some] += values * deviation
+    return made
 
 
 def _flags(block: tuple[str, ...], lifts: Mapping[str, AnyLift], sizes: Mapping[str, int], newness: Newness) -> Mask:

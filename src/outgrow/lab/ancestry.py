@@ -10,7 +10,7 @@ from typing import Any
 
 from outgrow.arch import Config, arch_for, step_flops
 from outgrow.checkpoint.lineage import read_lineage
-from outgrow.config import Settings
+from outgrow.config import Settings, told
 from outgrow.errors import OutgrowError
 from outgrow.extensions import own_code
 from outgrow.files import read_json
@@ -43,7 +43,8 @@ def in_order(runs: Iterable[RunConfig]) -> list[RunConfig]:
 def run_of(settings: Settings, **own: Any) -> RunConfig:
     """A run with all that a recipe, comparison or scale says under the same names, but for its model, and `own` settings besides."""
     shared = (RunConfig.model_fields.keys() & type(settings).model_fields.keys()) - own.keys() - {"model", "start"}
-    return RunConfig(**{field: getattr(settings, field) for field in shared}, **own)
+    with told(RunConfig, f"the run '{own['name']}'"):
+        return RunConfig(**{field: getattr(settings, field) for field in shared}, **own)
 
 
 def branch_of(trunk: RunConfig, name: str, at: int, end: int) -> RunConfig:

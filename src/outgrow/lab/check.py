@@ -204,7 +204,7 @@ def _masks_in_modules(plan: GrowthPlan, directory: Path) -> dict[str, tuple[torc
         return {}
     zeros = {name: np.zeros_like(array) for name, array in read_tensors(directory).items()}
     where = in_modules({**zeros, **{name: mask.astype(np.float64) for name, (mask, _) in found.items()}}, directory)
-    values = in_modules({**zeros, **{name: array for name, (_, array) in found.items()}}, directory)
+    values = in_modules({**zeros, **{name: values() for name, (_, values) in found.items()}}, directory)
     return {name: (where[name] > 0, values[name]) for name in where if bool(where[name].any())}
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from outgrow.config import Settings, parse, read_yaml, told
+from outgrow.config import Settings, parse, read_yaml, suggestion, told
 from outgrow.data.config import DataConfig
 from outgrow.errors import OutgrowError, one_line
 from outgrow.extensions import own_code
@@ -80,6 +80,9 @@ class Recipe(Settings):
         """What does not go together, a sentence each."""
         if self.stages[0].grow:
             yield "the first stage grows nothing, since nothing is there yet; leave its 'grow' out"
+        growth = {name for name in Stage.model_fields if name not in ("tokens", "grow", "learning_rate")}
+        for name in sorted(name for name in growth if getattr(self.stages[0], name) != Stage.model_fields[name].default):
+            yield f"stages.0.{name} has no effect, since the first stage grows nothing; remove it"
         for number, stage in enumerate(self.stages, 1):
             if number > 1 and not stage.grow:
                 yield f"stage {number} says nothing about how it grows; give 'grow', or add its tokens to the stage before"
@@ -200,7 +203,12 @@ def _with_code(content: Any) -> Any:
 def find_recipe(path: Path) -> Path:
     """A file, or the one of a recipe's name that comes with outgrow; a path from anywhere."""
     shipped = SHIPPED / f"{path}.yaml"
-    return shipped if shipped.is_file() and not path.exists() else path.absolute()
+    if shipped.is_file() and not path.is_file():
+        return shipped
+    if not path.exists() and path.name == str(path) and not path.suffix:  # a name, and not a path
+        names = sorted(one.stem for one in SHIPPED.glob("*.yaml") if "stages" in one.read_text(encoding="utf-8"))
+        raise OutgrowError(f"there is no file '{path}', and no recipe of that name comes with outgrow" + suggestion(str(path), names))
+    return path.absolute()
 
 
 def changed(content: Any, change: str) -> Any:

@@ -50,6 +50,12 @@ def _of_growth(run: RunConfig, start: Start, plan: GrowthPlan) -> Iterator[str]:
         yield from learning_problems(learning_of(run), run.data.context)
     elif start.learn:
         yield f"start.learn has no effect with the operator '{start.operator}', which has no maps to learn; remove it"
+    before = growth_of(start.run) if start.run else None
+    if before and before.trains_only_fresh and start.optimizer != "reset":
+        yield (
+            f"start.optimizer is '{start.optimizer}', and under '{before.operator}' only new layers are trained, so the others have no "
+            "state; let it be 'reset'"
+        )
     if plan.fill != "masked" and start.unmask_tokens:
         yield f"start.unmask_tokens has no effect with the operator '{start.operator}', which masks nothing; remove it"
 

@@ -117,5 +117,8 @@ def executor(cluster: str, logs: Path, nodes: int, ranks: int, hours: float, opt
         shape |= {"gpus_per_node": ranks, **{f"slurm_{name}": value for name, value in own.items()}}
     elif torch.cuda.is_available():
         shape |= {"gpus_per_node": torch.cuda.device_count()}  # of which each rank takes its own
-    made.update_parameters(**shape)
+    try:
+        made.update_parameters(**shape)
+    except (TypeError, ValueError) as error:
+        raise OutgrowError(f"{cluster} takes no job of {nodes} nodes with {ranks} ranks each ({one_line(error)})") from None
     return made

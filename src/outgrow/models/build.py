@@ -26,6 +26,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 ModelConfig = Annotated[dict[str, Any], AfterValidator(checked)]
+_PUBLISHED = ("rope_theta", "rope_scaling", "torch_dtype")  # what files written before transformers 5 call other keys, which it reads
 _TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
@@ -54,7 +55,7 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
 def _known(model_type: str) -> set[str]:
     """The keys that a config of a type may have."""
     kind = CONFIG_MAPPING[model_type]
-    return {*kind().to_dict(), *kind.attribute_map, "head_dim", "rope_theta"}
+    return {*kind().to_dict(), *kind.attribute_map, "head_dim", *_PUBLISHED}
 
 
 def empty(config: Mapping[str, Any], buffers: bool = False) -> Any:

@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from outgrow.arch import Config
+from outgrow.checkpoint.dcp import is_dcp
 from outgrow.checkpoint.grow import refuse_other_ties
 from outgrow.checkpoint.huggingface import open_checkpoint
 from outgrow.checkpoint.lineage import Lineage, read_lineage
 from outgrow.checkpoint.optimizer_state import MOMENTS
+from outgrow.errors import OutgrowError
 from outgrow.growth.apply import Grown, rows_of
 from outgrow.growth.plan import GrowthPlan
 from outgrow.models.build import initial
@@ -57,6 +59,11 @@ def from_seed(config: Config, seed: int) -> Origin:
 
 def from_directory(directory: Path) -> Origin:
     """A checkpoint, ours or any that can be opened."""
+    if is_dcp(directory):
+        raise OutgrowError(
+            f"'{directory}' is a distributed checkpoint, and training begins with a Hugging Face directory; grow it into one, or take its "
+            "layers as they are: outgrow grow --layers 0-LAST --trust-pickle"
+        )
     found = open_checkpoint(directory)
     refuse_other_ties(found)
     lineage = read_lineage(directory)

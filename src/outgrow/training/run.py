@@ -161,7 +161,7 @@ def _masks(
         own = local(parameters[name].detach())
         where[name] = torch.from_numpy(mask[rows[name]].copy()).to(own)
         preserving[name] = start.read(name, rows[name]).to(own)
-        random = torch.from_numpy(values[rows[name]].copy()).to(own)
+        random = torch.from_numpy(values(rows[name])).to(own)
         behind[name] = like_parameter(parameters[name], torch.where(where[name] != 0, random, own))
     if latest:
         fill(behind, from_files(stored_in(latest / BEHIND_MASKS)))

@@ -19,7 +19,8 @@ def arrange(arch: Arch, config: Config, layers: str, scale: float = 1.0) -> Grow
     order = layer_list(layers)
     ends = tuple(scale if order.count(layer) > 1 else 1.0 for layer in order) if scale != 1 else ()
     knobs = {"layers": layers} | ({"scale": scale} if scale != 1 else {})
-    return GrowthPlan("arrange", knobs, arch, config, order, Claims(preserves=False, trains=True), "arXiv:2405.15319", ends=ends)
+    same = order == tuple(range(arch.layers(config)))
+    return GrowthPlan("arrange", knobs, arch, config, order, Claims(preserves=same, trains=True, dual=same), "arXiv:2405.15319", ends=ends)
 
 
 def layer_list(text: str) -> tuple[int, ...]:
