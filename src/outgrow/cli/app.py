@@ -20,6 +20,12 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Text to packed tokens.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+_WAYS_OUT = {
+    errno.ENOSPC: "; make room, and the same command goes on from its last whole checkpoint",
+    errno.EEXIST: "; choose another place",
+    errno.ENOTDIR: "; choose another place",
+}
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 def _version(asked: bool) -> None:
@@ -32,14 +38,6 @@ def _version(asked: bool) -> None:
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None: ...
-
-
-_WAYS_OUT = {
-    errno.ENOSPC: "; make room, and the same command goes on from its last whole checkpoint",
-    errno.EEXIST: "; choose another place",
-    errno.ENOTDIR: "; choose another place",
-}
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
     ".zst": lambda file: _zstandard(file),
     ".zstd": lambda file: _zstandard(file),
 }
+_AT_ONCE = 1 << 17  # compressed bytes
 _UNREAD = {".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar", ".lz4", ".br", ".arrow", ".feather", ".orc", ".avro"}
 
 
@@ -127,20 +128,20 @@ class _Frames(io.RawIOBase):
     def __init__(self, file: Any, decompressor: Any) -> None:
         self._file, self._decompressor = file, decompressor
         self._frame: Any = None
-        self._compressed, self._text = b"", b""
+        self._compressed, self._text = b"", memoryview(b"")  # whose parts are no copies
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self._text:
-            self._compressed = self._compressed or self._file.read(io.DEFAULT_BUFFER_SIZE)
+            self._compressed = self._compressed or self._file.read(_AT_ONCE)
             if not self._compressed:
                 if self._frame:
                     raise EOFError("it ends in the middle of a frame")
                 return 0
             self._frame = self._frame or self._decompressor.decompressobj()
-            self._text = self._frame.decompress(self._compressed)
+            self._text = memoryview(self._frame.decompress(self._compressed))
             self._compressed, self._frame = (self._frame.unused_data, None) if self._frame.eof else (b"", self._frame)
         count = min(len(buffer), len(self._text))
         buffer[:count], self._text = self._text[:count], self._text[count:]

@@ -80,9 +80,9 @@ class Recipe(Settings):
         """What does not go together, a sentence each."""
         if self.stages[0].grow:
             yield "the first stage grows nothing, since nothing is there yet; leave its 'grow' out"
-        growth = {name for name in Stage.model_fields if name not in ("tokens", "grow", "learning_rate")}
-        for name in sorted(name for name in growth if getattr(self.stages[0], name) != Stage.model_fields[name].default):
-            yield f"stages.0.{name} has no effect, since the first stage grows nothing; remove it"
+        for name in sorted(Stage.model_fields.keys() - {"tokens", "grow", "learning_rate"}):
+            if getattr(self.stages[0], name) != Stage.model_fields[name].default:
+                yield f"stages.0.{name} has no effect, since the first stage grows nothing; remove it"
         for number, stage in enumerate(self.stages, 1):
             if number > 1 and not stage.grow:
                 yield f"stage {number} says nothing about how it grows; give 'grow', or add its tokens to the stage before"

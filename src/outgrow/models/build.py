@@ -37,8 +37,9 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     arch = arch_for(config)
     model_type = config["model_type"]
+    known = _known(model_type)
     for key in config:
-        if key not in (known := _known(model_type)):
+        if key not in known:
             near = suggestion(key, known, "; see the model's page in transformers")
             raise OutgrowError(f"unknown key 'model.{key}' for a '{model_type}' model{near}")
     arch.layers(config)

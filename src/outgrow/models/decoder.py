@@ -63,7 +63,7 @@ class Decoder:
         self._hold(dict(model.named_parameters()))
 
     def over(self, parameters: Mapping[str, Tensor]) -> Decoder:
-        """The same forward pass over other parameters under the same names: masked ones, or ones that are computed."""
+        """The same forward pass over other parameters under the same names, such as ones that are computed."""
         other = copy.copy(self)
         other._hold(parameters)
         return other

@@ -155,13 +155,12 @@ def _masks(
     """The masks of a run that starts from masked growth, and what is behind them; None once they are open."""
     if not hidden or (latest and not (latest / BEHIND_MASKS).exists()):
         return None, {}
-    rows = {name: held_rows(parameters[name]) for name in hidden}
     where, preserving, behind = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
     for name, (mask, values) in hidden.items():
-        own = local(parameters[name].detach())
-        where[name] = torch.from_numpy(mask[rows[name]].copy()).to(own)
-        preserving[name] = start.read(name, rows[name]).to(own)
-        random = torch.from_numpy(values(rows[name])).to(own)
+        own, rows = local(parameters[name].detach()), held_rows(parameters[name])
+        where[name] = torch.from_numpy(mask[rows].copy()).to(own)
+        preserving[name] = start.read(name, rows).to(own)
+        random = torch.from_numpy(values(rows)).to(own)
         behind[name] = like_parameter(parameters[name], torch.where(where[name] != 0, random, own))
     if latest:
         fill(behind, from_files(stored_in(latest / BEHIND_MASKS)))
